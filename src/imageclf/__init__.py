@@ -1,0 +1,1 @@
+"""Labelled images to a trained, tracked, reproducible classifier; the stages in `stages/` drive it."""

@@ -1,0 +1,177 @@
+"""Every source of labelled images: its files and their checksums, where they come from, how to read them.
+
+A source is one entry in `DATASETS`. Its archives are read as they are, byte for byte and in chunks,
+and are never unpacked to disk.
+"""
+
+import gzip
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK = 4096
+"""Images decoded at a time: what bounds the memory of `preprocess`."""
+
+
+class Archive(NamedTuple):
+    """What a file of a source must be."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images in the order of their archive.
+
+    labels: class indices, (N,) int64.
+    chunks: starts over from the first image; each chunk is (n, channels, height, width) uint8, n <= CHUNK.
+    """
+
+    labels: NDArray[np.int64]
+    chunks: Callable[[], Iterator[NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set: `read` takes the folder of raw files and gives `train` and, if there is one, `test`."""
+
+    files: dict[str, Archive]
+    addresses: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    read: Callable[[Path], dict[str, Images]]
+    test_fraction: float | None = None
+    """The share held out as test, the same for everyone, where the source names no test split."""
+
+
+def _read_idx(path: Path, magic: int, header: str) -> tuple[tuple[int, ...], gzip.GzipFile]:
+    """The dimensions of a gzipped IDX file (yann.lecun.com/exdb/mnist) and the stream at its first byte of data."""
+    stream = gzip.open(path)  # noqa: SIM115 - the caller reads on
+    found, *dimensions = struct.unpack(header, stream.read(struct.calcsize(header)))
+    if found != magic:
+        raise ValueError(f"{path}: magic number {found}, not {magic}")
+    return tuple(dimensions), stream
+
+
+def _idx_images(images_path: Path, labels_path: Path) -> Images:
+    (count,), stream = _read_idx(labels_path, 0x801, ">II")
+    with stream:
+        labels = np.frombuffer(stream.read(count), np.uint8).astype(np.int64)
+
+    def chunks() -> Iterator[NDArray[np.uint8]]:
+        (count, height, width), stream = _read_idx(images_path, 0x803, ">IIII")
+        with stream:
+            for start in range(0, count, CHUNK):
+                size = min(CHUNK, count - start)
+                pixels = np.frombuffer(stream.read(size * height * width), np.uint8)
+                yield pixels.reshape(size, 1, height, width)
+
+    return Images(labels, chunks)
+
+
+def _read_mnist(folder: Path) -> dict[str, Images]:
+    return {
+        split: _idx_images(folder / f"{stem}-images-idx3-ubyte.gz", folder / f"{stem}-labels-idx1-ubyte.gz")
+        for split, stem in (("train", "train"), ("test", "t10k"))
+    }
+
+
+def _read_digits(folder: Path) -> dict[str, Images]:
+    with gzip.open(folder / "digits.csv.gz") as stream:
+        rows = np.loadtxt(stream, delimiter=",", dtype=np.int64)
+    # The scans count the inked pixels of 4x4 blocks, 0..16.
+    pixels = (rows[:, :-1] * 255 // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
+    return {"train": Images(rows[:, -1], lambda: iter([pixels]))}
+
+
+def _mnist_like(digests: dict[str, Archive], addresses: tuple[str, ...], classes: tuple[str, ...]) -> Source:
+    return Source(digests, addresses, image_shape=(1, 28, 28), classes=classes, read=_read_mnist)
+
+
+_DIGITS = tuple("0123456789")
+
+# MNIST: the files carry the md5s that torchvision names. The SHA-256 of the other two are those of
+# TensorFlow Datasets (url_checksums); the addresses are torchvision's.
+DATASETS: dict[str, Source] = {
+    "digits": Source(
+        files={
+            "digits.csv.gz": Archive("09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22", 57523),
+        },
+        addresses=("package:sklearn/datasets/data",),
+        image_shape=(1, 8, 8),
+        classes=_DIGITS,
+        read=_read_digits,
+        test_fraction=0.2,
+    ),
+    "mnist": _mnist_like(
+        {
+            "train-images-idx3-ubyte.gz": Archive(
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9912422
+            ),
+            "train-labels-idx1-ubyte.gz": Archive(
+                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28881
+            ),
+            "t10k-images-idx3-ubyte.gz": Archive(
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6", 1648877
+            ),
+            "t10k-labels-idx1-ubyte.gz": Archive(
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6", 4542
+            ),
+        },
+        addresses=("https://ossci-datasets.s3.amazonaws.com/mnist", "http://yann.lecun.com/exdb/mnist"),
+        classes=_DIGITS,
+    ),
+    "fashion_mnist": _mnist_like(
+        {
+            "train-images-idx3-ubyte.gz": Archive(
+                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84", 26421880
+            ),
+            "train-labels-idx1-ubyte.gz": Archive(
+                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845", 29515
+            ),
+            "t10k-images-idx3-ubyte.gz": Archive(
+                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073", 4422102
+            ),
+            "t10k-labels-idx1-ubyte.gz": Archive(
+                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5", 5148
+            ),
+        },
+        addresses=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",),
+        classes=(
+            "t-shirt",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ),
+    ),
+    "kmnist": _mnist_like(
+        {
+            "train-images-idx3-ubyte.gz": Archive(
+                "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4", 18165135
+            ),
+            "train-labels-idx1-ubyte.gz": Archive(
+                "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17", 29497
+            ),
+            "t10k-images-idx3-ubyte.gz": Archive(
+                "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5", 3041136
+            ),
+            "t10k-labels-idx1-ubyte.gz": Archive(
+                "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c", 5120
+            ),
+        },
+        addresses=("http://codh.rois.ac.jp/kmnist/dataset/kmnist",),
+        classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    ),
+}

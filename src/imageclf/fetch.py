@@ -1,0 +1,141 @@
+"""Raw files of a data set: from our own cache, a mirror, or the official addresses, checked by SHA-256.
+
+A file comes under its final name only when it is whole and right. What was fetched once is kept by
+its SHA-256 outside DVC's outputs, because DVC deletes `data/raw` before each re-run of `download`.
+"""
+
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+import requests
+from tqdm import tqdm
+
+from imageclf import files, paths
+from imageclf.datasets import Archive, Source
+from imageclf.errors import UserError
+
+TIMEOUT_S = (10, 30)
+"""Seconds to connect, and between two bytes: a stalled server is left for the next one."""
+TRIES = 3
+PAUSE_S = 1.0
+
+
+def fetch(name: str, source: Source, folder: Path, mirror: str | None, progress: bool) -> None:
+    """Make `folder` hold exactly the files of data set `name`, fetching only what the cache lacks.
+
+    Raises `UserError` naming each place that was tried and what was wrong there.
+    """
+    files.keep_only(folder, set(source.files))
+    for file, archive in source.files.items():
+        kept = cache() / archive.sha256
+        if not (kept.is_file() and files.sha256(kept) == archive.sha256):
+            _obtain(file, archive, list(_places(name, source, mirror)), kept, progress)
+        with files.replacing(folder / file) as temporary:
+            shutil.copyfile(kept, temporary)
+
+
+def cache() -> Path:
+    """Where verified archives are kept: `IMAGECLF_CACHE`, else the user's cache folder."""
+    chosen = os.environ.get("IMAGECLF_CACHE")
+    return (paths.repository() / chosen) if chosen else platformdirs.user_cache_path("imageclf")
+
+
+def _places(name: str, source: Source, mirror: str | None) -> Iterator[str]:
+    mirror = os.environ.get("IMAGECLF_MIRROR") or mirror
+    if mirror:
+        root = mirror.rstrip("/") if _is_url(mirror) else str(paths.repository() / Path(mirror).expanduser())
+        yield f"{root}/{name}"
+        yield root
+    yield from source.addresses
+
+
+def _is_url(place: str) -> bool:
+    return place.startswith(("http://", "https://"))
+
+
+def _obtain(file: str, archive: Archive, places: list[str], kept: Path, progress: bool) -> None:
+    failures: list[str] = []
+    for place in places:
+        address = f"{place}/{file}"
+        try:
+            with files.replacing(kept) as temporary:
+                _copy(address, archive, temporary, progress)
+                _check(temporary, archive)
+        except (ValueError, FileNotFoundError, requests.RequestException) as error:
+            failures.append(f"  {address}: {_reason(error)}")
+        else:
+            return
+    raise UserError(
+        f"{file} could not be had:\n" + "\n".join(failures) + "\n"
+        "Set runtime.mirror in params.yaml, or IMAGECLF_MIRROR, to a folder or URL that holds it."
+    )
+
+
+def _check(path: Path, archive: Archive) -> None:
+    if (size := path.stat().st_size) != archive.size:
+        raise ValueError(f"{size} bytes, not {archive.size}: not the file it should be")
+    if files.sha256(path) != archive.sha256:
+        raise ValueError("its SHA-256 is not the published one")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, requests.exceptions.InvalidSchema):
+        return "redirects from https to plain http, which is refused"
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return "cannot be reached"
+    return str(error)
+
+
+def _copy(address: str, archive: Archive, target: Path, progress: bool) -> None:
+    if _is_url(address):
+        _download(address, archive, target, progress)
+    elif address.startswith("package:"):
+        package, _, inner = address.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package)  # finds without importing, which would take a second
+        if spec is None or not spec.submodule_search_locations:
+            raise FileNotFoundError(address)
+        shutil.copyfile(Path(spec.submodule_search_locations[0], inner), target)
+    else:
+        shutil.copyfile(address, target)
+
+
+def _download(url: str, archive: Archive, target: Path, progress: bool) -> None:
+    """Stream `url` into `target`; never more than the expected size and one chunk."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            _stream(url, archive, target, progress)
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
+            if attempt == TRIES:
+                raise
+            time.sleep(PAUSE_S * attempt)
+        else:
+            return
+
+
+def _stream(url: str, archive: Archive, target: Path, progress: bool) -> None:
+    with requests.Session() as session:
+        if url.startswith("https://"):
+            del session.adapters["http://"]  # a redirect to plain http then fails
+        with session.get(url, stream=True, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"}) as response:
+            response.raise_for_status()
+            bar = tqdm(
+                desc=f"downloading {url}",
+                total=archive.size,
+                unit="B",
+                unit_scale=True,
+                disable=None if progress else True,
+            )
+            with bar, target.open("wb") as file:
+                for block in response.iter_content(1 << 16):
+                    bar.update(file.write(block))
+                    if file.tell() > archive.size:
+                        raise ValueError(f"more than {archive.size} bytes: not the file it should be")

@@ -1,0 +1,42 @@
+"""Plain convolutional net: convolution, ReLU, 2x2 max-pool, as often as `channels` says, then dense layers."""
+
+import itertools
+
+from torch import nn
+
+from imageclf.errors import UserError
+from imageclf.models.mlp import dense
+
+
+class CNN(nn.Sequential):
+    """One convolution for each of `channels`, then dense layers of the `hidden` widths.
+
+    Raises `UserError` where the images are too small for that many convolutions and pools.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        channels: list[int],
+        kernel_size: int,
+        conv_padding: str,
+        hidden: list[int],
+        dropout: float,
+    ) -> None:
+        inputs, height, width = image_shape
+        shrink = 0 if conv_padding == "same" else kernel_size - 1
+        for _ in channels:
+            height, width = (height - shrink) // 2, (width - shrink) // 2
+        if min(height, width) < 1:
+            raise UserError(
+                f"model cnn: {len(channels)} convolutions of {kernel_size}x{kernel_size} ({conv_padding} padding), "
+                f"each pooled 2x2, need larger images than {image_shape[1]}x{image_shape[2]}; "
+                "use fewer channels, conv_padding: same, or image_size"
+            )
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise([inputs, *channels]):
+            layers += [nn.Conv2d(before, after, kernel_size, padding=conv_padding), nn.ReLU(), nn.MaxPool2d(2)]
+        features = channels[-1] * height * width
+        super().__init__(*layers, nn.Flatten(), *dense([features, *hidden, num_classes], dropout))

@@ -1,0 +1,23 @@
+"""Fully connected net: it sees pixels in no order, so that permuting them changes nothing for it."""
+
+import itertools
+import math
+
+from torch import nn
+
+
+def dense(widths: list[int], dropout: float) -> list[nn.Module]:
+    """Linear layers from each width to the next, ReLU and dropout between them, neither after the last."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
+    return layers[:-2]
+
+
+class MLP(nn.Sequential):
+    """Flatten, then layers of the `hidden` widths; none gives softmax regression."""
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, *, hidden: list[int], dropout: float
+    ) -> None:
+        super().__init__(nn.Flatten(), *dense([math.prod(image_shape), *hidden, num_classes], dropout))

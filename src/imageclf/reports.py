@@ -1,0 +1,138 @@
+"""What a person looks at: metrics/*.json, *.csv and *.png. No number is made here, only shown."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imageclf import files
+
+DIGITS = 6
+"""Significant digits in tables: enough to tell any two accuracies apart, too few for the last bits to show."""
+
+
+def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file; floats with `DIGITS` significant digits, None as an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([f"{cell:.{DIGITS}g}" if isinstance(cell, float) else cell for cell in row])
+    files.write_text(path, text.getvalue())
+
+
+def write_history(path: Path, epochs: Sequence[dict[str, Any]]) -> None:
+    """A row an epoch; the val columns are there, and empty, where nothing was kept aside."""
+    header = ["epoch" if key == "number" else key for key in epochs[0]]
+    write_table(path, header, [list(epoch.values()) for epoch in epochs])
+
+
+def write_predictions(
+    path: Path, classes: Sequence[str], labels: NDArray[np.int64], probabilities: NDArray[np.float32]
+) -> None:
+    """A row for each image: index, actual and predicted class, and the probability given to each."""
+    predicted = probabilities.argmax(axis=1)
+    rows = np.arange(len(labels))
+    write_table(
+        path,
+        ["index", "actual", "predicted", "p_actual", "p_predicted"],
+        [
+            (row, classes[label], classes[guess], float(probabilities[row, label]), float(probabilities[row, guess]))
+            for row, label, guess in zip(rows, labels, predicted, strict=True)
+        ],
+    )
+
+
+def write_per_class(path: Path, classes: Sequence[str], confusion: NDArray[np.int64]) -> None:
+    """A row for each class: how many test images it has and the share of them that was recognized."""
+    counts = confusion.sum(axis=1)
+    write_table(
+        path,
+        ["class", "images", "accuracy"],
+        [
+            (name, int(count), float(confusion[row, row] / count) if count else None)
+            for row, (name, count) in enumerate(zip(classes, counts, strict=True))
+        ],
+    )
+
+
+def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """Counts (num_classes, num_classes): row = actual, column = predicted."""
+    cells = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def plot_confusion(path: Path, classes: Sequence[str], confusion: NDArray[np.int64]) -> None:
+    """The confusion matrix as a picture, coloured by the share of the row, labelled with counts."""
+    side = 2 + 0.45 * len(classes)
+    figure, axes = _figure(1, 1, (side + 1, side))
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    axes[0].imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes[0].set(xlabel="predicted", ylabel="actual", xticks=range(len(classes)), yticks=range(len(classes)))
+    axes[0].set_xticklabels(classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+    axes[0].set_yticklabels(classes)
+    if len(classes) <= 20:
+        for row, column in np.argwhere(confusion):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes[0].text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    _save(figure, path)
+
+
+def plot_samples(
+    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], probabilities: NDArray[np.float32], classes: Sequence[str]
+) -> None:
+    """The first eight test images, with what they are and what they are taken for."""
+    _plot_images(path, np.arange(min(8, len(images))), images, labels, probabilities, classes)
+
+
+def plot_mistakes(
+    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], probabilities: NDArray[np.float32], classes: Sequence[str]
+) -> None:
+    """The eight mistakes that the net is most sure of."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    surest = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:8]
+    _plot_images(path, surest, images, labels, probabilities, classes)
+
+
+def _plot_images(
+    path: Path,
+    rows: NDArray[np.intp],
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    classes: Sequence[str],
+) -> None:
+    figure, axes = _figure(2, 4, (8, 5))
+    for place in axes:
+        place.axis("off")
+    for place, row in zip(axes, rows, strict=False):
+        image, guess = images[row], probabilities[row].argmax()
+        if len(image) == 1:
+            place.imshow(image[0], cmap="gray", vmin=0, vmax=255)
+        else:
+            place.imshow(image.transpose(1, 2, 0))
+        right = guess == labels[row]
+        said = f"{classes[guess]} ({probabilities[row, guess]:.1%})"
+        place.set_title(
+            f"{said}\nis {classes[labels[row]]}", fontsize=10, color="tab:green" if right else "tab:red"
+        )
+    if len(rows) == 0:
+        figure.text(0.5, 0.5, "no mistakes", ha="center")
+    _save(figure, path)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure  # not pyplot: no backend, no state, half the import
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, list(np.ravel(figure.subplots(rows, columns)))
+
+
+def _save(figure: Any, path: Path) -> None:
+    with files.replacing(path) as temporary:
+        # Without the version of matplotlib the same numbers give the same bytes.
+        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})

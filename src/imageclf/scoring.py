@@ -1,0 +1,55 @@
+"""Scores of a net over a split: every image counts once, a short last batch included."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from imageclf.batches import Batches
+from imageclf.losses import Loss
+
+
+BATCH = 1000
+"""Images scored at a time: no score depends on it."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over a split; `top5` counts a true class among the five most probable."""
+
+    loss: float
+    accuracy: float
+    top5: float
+
+
+def class_indices(targets: Tensor) -> Tensor:
+    """Targets in either form to class indices (n,)."""
+    return targets if targets.ndim == 1 else targets.argmax(dim=1)
+
+
+def predict(net: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits, targets) of each batch in stored order, in eval mode; the net's mode is restored at the end."""
+    was_training = net.training
+    net.eval()
+    with torch.inference_mode():
+        for images, targets in batches.in_order():
+            yield net(images).float(), targets
+    net.train(was_training)
+
+
+def tally(outputs: Iterable[tuple[Tensor, Tensor]], loss: Loss) -> Scores:
+    """Loss, top-1 and top-5 accuracy over (logits, targets) batches; read from the device once, at the end."""
+    sums, seen = torch.zeros(()), 0
+    for logits, targets in outputs:
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == class_indices(targets)[:, None]
+        sums = sums.to(logits.device) + torch.stack(
+            [loss(logits, targets).double() * len(targets), best[:, 0].sum(), best.sum()]
+        )
+        seen += len(targets)
+    return Scores(*(sums / seen).tolist())
+
+
+def score(net: nn.Module, batches: Batches, loss: Loss) -> Scores:
+    """The scores of `net` on a split."""
+    return tally(predict(net, batches), loss)

@@ -1,0 +1,75 @@
+"""Score the trained net on the test split, once, and draw what it does: `python -m stages.evaluate`."""
+
+import csv
+import json
+from dataclasses import asdict
+from typing import Any
+
+from imageclf import errors, files, params, paths, splits, tracking
+from imageclf.tracking import Recorder
+
+
+def main() -> None:
+    """Write metrics/test.json, the tables and the pictures; add them to the run of this model."""
+    settings = params.load()
+    data = splits.read(paths.PROCESSED)
+    recipe = files.read_manifest(paths.RECIPE, made_by="train")
+    digest = recipe["weights_sha256"]
+    with tracking.recording("evaluate", model_sha256=digest, enabled=settings.runtime.tracking) as recorder:
+        test = data["test"]
+        with recorder.if_restored():
+            retell(recorder, settings, data, recipe, splits.unpermute(test.images[:2], data.permutation).tolist())
+        evaluate(settings.runtime, data, test, recorder)
+
+
+def retell(
+    recorder: Recorder, settings: params.Params, data: splits.Prepared, recipe: dict[str, Any], example: list[Any]
+) -> None:
+    """Record the training from its outputs, as it would have recorded itself."""
+    recorder.params(settings.model_dump(exclude={"runtime"}))
+    recorder.dataset(settings.dataset, data.sha256)
+    recorder.tags({"data_sha256": data.sha256})
+    with paths.HISTORY.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            number = int(row.pop("epoch"))
+            recorder.epoch({"number": number, **{key: float(value) for key, value in row.items() if value}})
+    recorder.scores({"best": json.loads(paths.TRAIN_SCORES.read_text())}, step=recipe["epoch"])
+    recorder.artifacts([paths.HISTORY, paths.TRAIN_SCORES])
+    recorder.model(paths.MODEL, example, recipe["epoch"])
+
+
+def evaluate(machine: params.RuntimeParams, data: splits.Prepared, test: splits.Split, recorder: Recorder) -> None:
+    """Predict the test split, then write numbers, tables and pictures."""
+    import torch
+
+    from imageclf import checkpoint, reports, runtime, scoring
+    from imageclf.batches import Batches
+    from imageclf.losses import LOSSES
+
+    device = runtime.choose_device(machine.device)
+    runtime.set_threads(machine.threads)
+    net, recipe = checkpoint.load(paths.MODEL)
+    batches = Batches(test, recipe["normalization"], scoring.BATCH, device)
+    outputs = list(scoring.predict(net.to(device), batches))
+    scores = asdict(scoring.tally(outputs, LOSSES[recipe["loss"]]))
+    scores["gap"] = json.loads(paths.TRAIN_SCORES.read_text())["train"]["accuracy"] - scores["accuracy"]
+    probabilities = torch.cat([logits for logits, _ in outputs]).softmax(dim=1).cpu().numpy()
+
+    labels, classes = test.labels, recipe["classes"]
+    images = splits.unpermute(test.images, data.permutation)
+    reports.write_predictions(paths.PREDICTIONS, classes, labels, probabilities)
+    confusion = reports.confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
+    reports.write_per_class(paths.PER_CLASS, classes, confusion)
+    reports.plot_confusion(paths.PLOTS / "confusion.png", classes, confusion)
+    reports.plot_samples(paths.PLOTS / "samples.png", images, labels, probabilities, classes)
+    reports.plot_mistakes(paths.PLOTS / "mistakes.png", images, labels, probabilities, classes)
+    files.write_json(paths.TEST_SCORES, {"test": scores})
+    print(f"test accuracy {scores['accuracy']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f}")
+
+    recorder.scores({"test": scores}, step=recipe["epoch"])
+    recorder.artifacts([paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS])
+    recorder.artifacts(sorted(paths.PLOTS.glob("*.png")), folder="plots")
+
+
+if __name__ == "__main__":
+    errors.run(main)
