@@ -83,13 +83,13 @@ def read_manifest(path: Path, made_by: str) -> dict[str, Any]:
     try:
         content = json.loads(raw)
         claimed = content.pop("sha256")
+        signed = {**content, "sha256": claimed}
         # The rendering too: a flipped byte of white space is still not what was written.
-        intact = claimed == _digest(content) and raw.decode() == _render({**content, "sha256": claimed})
+        if claimed == _digest(content) and raw.decode() == _render(signed):
+            return signed
     except (ValueError, KeyError, TypeError, AttributeError):
-        intact = False
-    if not intact:
-        raise UserError(damaged(path, made_by))
-    return {**content, "sha256": claimed}
+        pass
+    raise UserError(damaged(path, made_by))
 
 
 def verify(path: Path, expected: str, made_by: str) -> None:

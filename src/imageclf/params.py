@@ -157,7 +157,9 @@ _NUMBER = re.compile(
 )
 Yaml12Loader.yaml_implicit_resolvers = {}
 Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), [*"~nN", ""])
-Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), [*"tTfF"])
+Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), [*"tTfF"]
+)
 Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, [*"-+.0123456789"])
 Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
@@ -184,7 +186,9 @@ def _sentences(error: ValidationError) -> Iterator[str]:
 
 def _split(details: ErrorDetails) -> tuple[type[BaseModel], str]:
     """The class that the wrong key belongs to, and the key as one writes it: `runtime.device`, `hidden[1]`."""
-    location = [part for part in details["loc"] if not (isinstance(part, str) and re.search(r"[^a-z0-9_]", part, re.I))]
+    location = [
+        part for part in details["loc"] if not (isinstance(part, str) and re.search(r"[^a-z0-9_]", part, re.IGNORECASE))
+    ]
     nested = len(location) > 1 and location[0] == "runtime"
     group = RuntimeParams if nested else Params
     head = location[: 2 if nested else 1]
