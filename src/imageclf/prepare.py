@@ -24,7 +24,6 @@ TEST_SEED = 0
 Chunk = NDArray[np.uint8]
 
 
-
 def prepare(
     source: Source,
     images: dict[str, Images],
@@ -49,7 +48,9 @@ def prepare(
     histogram = np.zeros((shape[0], 256), np.int64)
     with ExitStack() as stack:
         writers = {
-            part.split: stack.enter_context(_writing(folder / split_files(part.split)[0], (len(part.rows), *shape), digests))
+            part.split: stack.enter_context(
+                _writing(folder / split_files(part.split)[0], (len(part.rows), *shape), digests)
+            )
             for part in parts
         }
         for origin, chunk, start in _chunks(images, transform):
@@ -160,9 +161,7 @@ def _resize(chunk: Chunk, size: int) -> Chunk:
     return resized
 
 
-def _chunks(
-    images: dict[str, Images], transform: Callable[[Chunk], Chunk]
-) -> Iterator[tuple[str, Chunk, int]]:
+def _chunks(images: dict[str, Images], transform: Callable[[Chunk], Chunk]) -> Iterator[tuple[str, Chunk, int]]:
     """(origin, transformed chunk, row of its first image) through all images."""
     for origin, part in images.items():
         start = 0
@@ -209,7 +208,9 @@ class _NpyWriter:
 
 
 @contextmanager
-def _writing(path: Path, shape: tuple[int, ...], digests: dict[str, str], dtype: Any = np.uint8) -> Iterator[_NpyWriter]:
+def _writing(
+    path: Path, shape: tuple[int, ...], digests: dict[str, str], dtype: Any = np.uint8
+) -> Iterator[_NpyWriter]:
     """An array file that appears, with its digest in `digests`, when it is whole."""
     with files.replacing(path) as temporary:
         with temporary.open("wb") as file:
