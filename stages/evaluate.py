@@ -61,8 +61,9 @@ def evaluate(machine: params.RuntimeParams, data: splits.Prepared, test: splits.
     confusion = reports.confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
     reports.write_per_class(paths.PER_CLASS, classes, confusion)
     reports.plot_confusion(paths.PLOTS / "confusion.png", classes, confusion)
-    reports.plot_samples(paths.PLOTS / "samples.png", images, labels, probabilities, classes)
-    reports.plot_mistakes(paths.PLOTS / "mistakes.png", images, labels, probabilities, classes)
+    for name, rows in (("samples", slice(8)), ("mistakes", reports.surest_mistakes(labels, probabilities)[:8])):
+        plot = paths.PLOTS / f"{name}.png"
+        reports.plot_predictions(plot, images[rows], labels[rows], probabilities[rows], classes)
     files.write_json(paths.TEST_SCORES, {"test": scores})
     print(f"test accuracy {scores['accuracy']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f}")
 

@@ -9,7 +9,7 @@ SOURCE = ROOT / "src"
 
 def module_file(name: str) -> Path | None:
     """The file of a module of ours; None for anybody else's."""
-    stem = (SOURCE if name.split(".")[0] == "imageclf" else ROOT) / name.replace(".", "/")
+    stem = (SOURCE if name.partition(".")[0] == "imageclf" else ROOT) / name.replace(".", "/")
     return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
 
 
@@ -27,7 +27,7 @@ def imported_names(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, f"{path}: relative import"
+            assert node.module, f"{path}: relative import"
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         nodes.extend(ast.iter_child_nodes(node))
     return {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}

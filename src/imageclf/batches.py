@@ -42,7 +42,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches in an epoch, a short last one included."""
-        return -(-self.num_images // self.batch_size)
+        return (self.num_images + self.batch_size - 1) // self.batch_size
 
     @property
     def num_images(self) -> int:

@@ -22,6 +22,10 @@ class Classifier(nn.Module):
     Raw means as `preprocess` decoded and sized them, before permutation and normalization: those are inside.
     """
 
+    mean: Tensor
+    std: Tensor
+    permutation: Tensor | None
+
     def __init__(
         self, net: nn.Module, normalization: tuple[list[float], list[float]], permutation: NDArray[np.int64] | None
     ) -> None:

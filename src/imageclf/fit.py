@@ -19,6 +19,9 @@ from imageclf.optim import Schedule
 from imageclf.runtime import derive
 from imageclf.scoring import class_indices, score
 
+FLOAT32 = nullcontext()
+"""The forward pass as it is, without mixed precision."""
+
 OnStep = Callable[[int, Tensor], None]
 """Called after each step with its number in the epoch, from 1, and the running sums (loss, correct, images)."""
 
@@ -49,19 +52,19 @@ def fit(
     optimizer: Optimizer,
     schedule: Schedule,
     loss: Loss,
+    *,
     train: Batches,
     val: Batches | None,
-    *,
     epochs: int,
     seed: int,
-    autocast: AbstractContextManager[object] = nullcontext(),
+    autocast: AbstractContextManager[object] = FLOAT32,
     on_step: OnStep | None = None,
 ) -> Iterator[Epoch]:
     """Train `net` in place; yields after each epoch, the net then being as that epoch left it.
 
     Raises `UserError` when the loss of an epoch is not a finite number.
     """
-    base_lr = optimizer.param_groups[0]["lr"]
+    lr = base_lr = optimizer.param_groups[0]["lr"]
     steps = epochs * len(train)
     for number in range(1, epochs + 1):
         torch.manual_seed(derive(seed, number, 0))  # dropout

@@ -23,7 +23,9 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.close()
 
     def step(self, step: int, sums: Tensor) -> None:
@@ -38,7 +40,9 @@ class Progress:
 
     def epoch(self, epoch: Epoch) -> None:
         """A line for the epoch, above the bar if there is one."""
-        val = "" if epoch.val_accuracy is None else f", val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}"
+        val = (
+            "" if epoch.val_accuracy is None else f", val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}"
+        )
         self._number = epoch.number + 1
         tqdm.write(
             f"epoch {epoch.number}/{self._epochs}: "

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 EXPERIMENT = "imageclf"
@@ -190,6 +189,8 @@ class Session:
         import mlflow
         import numpy as np
         import torch
+        from mlflow.models import infer_signature
+        from mlflow.pytorch import log_model
 
         from imageclf import checkpoint
 
@@ -199,12 +200,12 @@ class Session:
             probabilities = net(torch.from_numpy(images)).numpy()
         mlflow.set_tracking_uri(self.store.uri)
         with mlflow.start_run(run_id=self.run_id):
-            mlflow.pytorch.log_model(
+            log_model(
                 net,
                 name="model",
                 step=epoch,
                 input_example=images,
-                signature=mlflow.models.infer_signature(images, probabilities),
+                signature=infer_signature(images, probabilities),
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
             )
 
@@ -279,7 +280,9 @@ def _open_session(store: Store, opening: Message) -> Session:
     found = store.find_run(opening, model_sha256)
     if found is not None:
         return Session(store, found, owner=False)
-    return Session(store, store.create_run(opening, restored="true", model_sha256=model_sha256), owner=True, restored=True)
+    return Session(
+        store, store.create_run(opening, restored="true", model_sha256=model_sha256), owner=True, restored=True
+    )
 
 
 def main() -> None:

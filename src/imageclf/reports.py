@@ -82,46 +82,33 @@ def plot_confusion(path: Path, classes: Sequence[str], confusion: NDArray[np.int
     _save(figure, path)
 
 
-def plot_samples(
-    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], probabilities: NDArray[np.float32], classes: Sequence[str]
-) -> None:
-    """The first eight test images, with what they are and what they are taken for."""
-    _plot_images(path, np.arange(min(8, len(images))), images, labels, probabilities, classes)
-
-
-def plot_mistakes(
-    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], probabilities: NDArray[np.float32], classes: Sequence[str]
-) -> None:
-    """The eight mistakes that the net is most sure of."""
+def surest_mistakes(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Rows of the wrong predictions, the most probable first."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    surest = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:8]
-    _plot_images(path, surest, images, labels, probabilities, classes)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
 
 
-def _plot_images(
+def plot_predictions(
     path: Path,
-    rows: NDArray[np.intp],
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float32],
     classes: Sequence[str],
 ) -> None:
+    """The first eight images (n, C, H, W) with what they are taken for, how surely, and what they are."""
     figure, axes = _figure(2, 4, (8, 5))
     for place in axes:
         place.axis("off")
-    for place, row in zip(axes, rows, strict=False):
-        image, guess = images[row], probabilities[row].argmax()
+    for place, image, label, row in zip(axes, images, labels, probabilities, strict=False):
         if len(image) == 1:
             place.imshow(image[0], cmap="gray", vmin=0, vmax=255)
         else:
             place.imshow(image.transpose(1, 2, 0))
-        right = guess == labels[row]
-        said = f"{classes[guess]} ({probabilities[row, guess]:.1%})"
-        place.set_title(
-            f"{said}\nis {classes[labels[row]]}", fontsize=10, color="tab:green" if right else "tab:red"
-        )
-    if len(rows) == 0:
-        figure.text(0.5, 0.5, "no mistakes", ha="center")
+        guess = int(row.argmax())
+        colour = "tab:green" if guess == label else "tab:red"
+        place.set_title(f"{classes[guess]} ({row[guess]:.1%})\nis {classes[int(label)]}", fontsize=10, color=colour)
+    if len(images) == 0:
+        figure.text(0.5, 0.5, "none", ha="center")
     _save(figure, path)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from imageclf.batches import Batches
 from imageclf.losses import Loss
 
-
 BATCH = 1000
 """Images scored at a time: no score depends on it."""
 

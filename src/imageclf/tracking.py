@@ -34,7 +34,7 @@ class Recorder:
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         if opening is None:
             return
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - read when the recorder is closed
         source = str(Path(__file__).resolve().parents[1])  # a queued experiment records with its own code, too
         search = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
