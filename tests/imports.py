@@ -33,13 +33,16 @@ def imported_names(path: Path) -> set[str]:
     return {name.rsplit(".", cut)[0] for name in names for cut in range(name.count(".") + 1)}
 
 
-def imported_files(path: Path) -> set[Path]:
-    """The project files that running `path` can import, itself and its package's `__init__` included."""
+def imported_files(path: Path, stop: set[Path] | None = None) -> set[Path]:
+    """The project files that running `path` can import, itself and its package's `__init__` included.
+
+    Those in `stop` are left out, with what only they import.
+    """
     reached: set[Path] = set()
     waiting = [path, path.parent / "__init__.py"]
     while waiting:
         here = waiting.pop()
-        if here not in reached:
+        if here not in reached and here not in (stop or set()):
             reached.add(here)
             waiting += [file for name in imported_names(here) if (file := module_file(name))]
     return reached

@@ -44,6 +44,8 @@ class Store:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        # Else MLflow tags models with the login name and the path of this file.
+        os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps({"mlflow.user": "", "mlflow.source.name": "stages/train.py"})
         from mlflow import MlflowClient
 
         _quieten()

@@ -1,0 +1,116 @@
+"""A copy of the project to run for real, and what MLflow's database says about it."""
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from imports import ROOT
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it stands in MLflow's database."""
+
+    name: str
+    status: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, list[float]]
+    artifacts: Path
+    model: Path | None
+
+
+class Project:
+    """The working tree, committed in a repository of its own, with a short training."""
+
+    def __init__(self, root: Path, *, cache: Path | None = None, **params: str) -> None:
+        self.root = root
+        listing = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+        )
+        for name in filter(None, listing.stdout.decode().split("\0")):
+            if (ROOT / name).is_file():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / name, root / name)
+        self.set(**params)
+        self.run("git", "init", "-q", "-b", "main")
+        self.run("git", "config", "user.name", "somebody")
+        self.run("git", "config", "user.email", "somebody@example.org")
+        if cache is not None:
+            self.run("dvc", "config", "--local", "cache.dir", str(cache))
+        self.commit()
+
+    def set(self, **params: str) -> None:
+        """Change top-level keys of params.yaml."""
+        path = self.root / "params.yaml"
+        text = path.read_text()
+        for key, value in params.items():
+            text, found = re.subn(rf"(?m)^{key}: .*$", f"{key}: {value}", text)
+            assert found == 1, key
+        path.write_text(text)
+
+    def commit(self) -> None:
+        """Commit everything that git does not ignore."""
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "--allow-empty", "-m", "state")
+
+    def run(self, *command: str, code: int = 0, **environment: str) -> str:
+        """Run a command in the project; returns what it printed."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env={**clean_environment(), "IMAGECLF_CACHE": str(self.root / ".archives"), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, f"{' '.join(command)} exited {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def stages_run(self, output: str) -> list[str]:
+        """The stages that DVC says it ran."""
+        return re.findall(r"Running stage '(\w+)'", output)
+
+    def runs(self) -> list[Run]:
+        """All runs, the oldest first."""
+        with sqlite3.connect(self.root / "mlflow.db") as database:
+            rows = database.execute("select run_uuid, name, status, artifact_uri from runs order by start_time")
+            return [self._run(database, *row) for row in rows.fetchall()]
+
+    def only_run(self, name: str) -> Run:
+        """The one run of that name."""
+        (found,) = [run for run in self.runs() if run.name == name]
+        return found
+
+    def _run(self, database: sqlite3.Connection, key: str, name: str, status: str, artifacts: str) -> Run:
+        metrics: dict[str, list[float]] = {}
+        for metric, value in database.execute(
+            "select key, value from metrics where run_uuid = ? order by step, timestamp", (key,)
+        ):
+            metrics.setdefault(metric, []).append(value)
+        models = database.execute(
+            "select artifact_location from logged_models where source_run_id = ?", (key,)
+        ).fetchall()
+        return Run(
+            name,
+            status,
+            dict(database.execute("select key, value from tags where run_uuid = ?", (key,))),
+            dict(database.execute("select key, value from params where run_uuid = ?", (key,))),
+            metrics,
+            Path(artifacts.removeprefix("file://")),
+            Path(models[0][0].removeprefix("file://")) if models else None,
+        )
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what would lead a stage elsewhere."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("DVC_", "MLFLOW_", "IMAGECLF_", "GIT_", "PYTEST_"))
+    }
