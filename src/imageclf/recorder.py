@@ -277,7 +277,8 @@ def _open_session(store: Store, opening: Message) -> Session:
     model_sha256 = opening["model_sha256"]
     if model_sha256 is None:
         session = Session(store, store.create_run(opening), owner=True)
-        _warm_up()
+        if opening["stage"] == "train":
+            _warm_up()
         return session
     found = store.find_run(opening, model_sha256)
     if found is not None:

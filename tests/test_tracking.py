@@ -1,0 +1,298 @@
+"""Whatever happens to MLflow, to its store or to the stage: the run goes on and its record tells the truth."""
+
+import http.server
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from imports import SOURCE
+
+from imageclf import checkpoint, models, tracking
+
+SCRIPT = """
+import sys
+from imageclf import tracking
+with tracking.recording("a_stage", enabled=True) as recorder:
+    recorder.params({"lr": 0.1})
+    for number in (1, 2, 3):
+        recorder.epoch({"number": number, "lr": 0.1, "train_loss": 1 / number, "val_loss": None})
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository's root as stages see it, with no database yet."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database as MLflow creates it, which takes seconds."""
+    folder = tmp_path_factory.mktemp("database")
+    finish(start("from imageclf import recorder; recorder.Store(recorder.Path('.'))", DVC_ROOT=str(folder), cwd=folder))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def root(bare: Path, database: Path) -> Path:
+    """A repository's root with a database."""
+    shutil.copyfile(database, bare / "mlflow.db")
+    return bare
+
+
+def start(code: str = SCRIPT, cwd: Path | None = None, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(SOURCE), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    return output
+
+
+def rows(root: Path, query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(root / "mlflow.db") as database:
+        return database.execute(query).fetchall()
+
+
+def wait_for_row(root: Path, query: str) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            if rows(root, query):
+                return
+        except sqlite3.OperationalError:
+            pass  # not created yet
+        time.sleep(0.1)
+    pytest.fail(f"nothing for {query}")
+
+
+def test_metrics_params_and_status_arrive(bare: Path) -> None:
+    process = start()
+    output = finish(process)
+    assert process.returncode == 0
+    assert "#/experiments/1/runs?workflowType=machine_learning" in output
+    assert rows(bare, "select status from runs") == [("FINISHED",)]
+    assert rows(bare, "select key, value from params") == [("lr", "0.1")]
+    assert rows(bare, "select step, value from metrics where key = 'train/loss' order by step") == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, pytest.approx(1 / 3)),
+    ]
+    assert rows(bare, "select * from metrics where key like 'val%'") == []
+    assert rows(bare, "select artifact_location from experiments where name = 'imageclf'") == [
+        ((bare / "mlartifacts").as_uri(),)
+    ]
+
+
+def test_four_processes_that_meet_no_database_all_get_their_run(bare: Path) -> None:
+    processes = [start() for _ in range(4)]
+    for process in processes:
+        finish(process)
+    assert rows(bare, "select status from runs") == [("FINISHED",)] * 4
+    assert rows(bare, "select count(*) from experiments where name = 'imageclf'") == [(1,)]
+
+
+def test_an_exception_ends_the_run_as_failed(root: Path) -> None:
+    process = start(SCRIPT + "    raise ValueError('boom')\n")
+    assert "boom" in finish(process)
+    assert process.returncode == 1
+    assert rows(root, "select status from runs") == [("FAILED",)]
+
+
+LONG = SCRIPT + "    import time; time.sleep(600)\n"
+
+
+def test_ctrl_c_ends_the_run_as_killed(root: Path) -> None:
+    process = start(LONG)
+    wait_for_row(root, "select * from metrics")
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    assert rows(root, "select status from runs") == [("KILLED",)]
+
+
+def test_a_stage_killed_by_sigkill_leaves_a_run_that_says_killed(root: Path) -> None:
+    process = start(LONG)
+    wait_for_row(root, "select * from metrics")
+    process.kill()
+    finish(process)
+    wait_for_row(root, "select * from runs where status = 'KILLED'")
+
+
+def test_a_run_whose_recorder_died_too_is_closed_by_the_next_start(root: Path) -> None:
+    process = start(LONG)
+    wait_for_row(root, "select * from metrics")
+    (recorder,) = [entry.name for entry in Path("/proc").glob("[0-9]*") if parent(entry) == process.pid]
+    os.kill(int(recorder), signal.SIGKILL)
+    process.kill()
+    finish(process)
+    assert rows(root, "select status from runs") == [("RUNNING",)]
+    finish(start())
+    assert rows(root, "select status from runs order by start_time") == [("KILLED",), ("FINISHED",)]
+
+
+def parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0  # gone meanwhile
+
+
+def test_a_run_that_is_going_on_is_not_closed_by_another_start(root: Path) -> None:
+    process = start(LONG)
+    wait_for_row(root, "select * from metrics")
+    finish(start())
+    assert rows(root, "select status from runs order by start_time") == [("RUNNING",), ("FINISHED",)]
+    process.kill()
+    finish(process)
+
+
+def test_no_recorder_outlives_its_stage(root: Path) -> None:
+    process = start(SCRIPT + "    print('recorder', recorder._process.pid)\n")
+    output = finish(process)
+    assert not Path(f"/proc/{output.split('recorder ')[1].split()[0]}").exists()
+
+
+def closed_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """Takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def failing_server() -> Iterator[str]:
+    """Answers everything with 500."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(500)
+
+        def do_POST(self) -> None:
+            self.send_error(500)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def assert_goes_on(output: str, process: subprocess.Popen[str]) -> None:
+    assert process.returncode == 0
+    assert output.count("tracking: MLflow") == 1
+    assert "Traceback" not in output
+
+
+def test_a_closed_port_costs_a_sentence(root: Path) -> None:
+    process = start(MLFLOW_TRACKING_URI=closed_port())
+    assert_goes_on(finish(process), process)
+
+
+def test_a_server_that_never_answers_costs_a_sentence(root: Path, silent_server: str) -> None:
+    process = start(MLFLOW_TRACKING_URI=silent_server)
+    assert_goes_on(finish(process), process)
+
+
+def test_a_server_that_fails_costs_a_sentence(root: Path, failing_server: str) -> None:
+    process = start(MLFLOW_TRACKING_URI=failing_server)
+    assert_goes_on(finish(process), process)
+
+
+def test_a_database_that_is_no_database_costs_a_sentence(root: Path) -> None:
+    (root / "mlflow.db").write_text("this is no database, it is a text of more than one page" * 100)
+    process = start()
+    assert_goes_on(finish(process), process)
+
+
+def test_a_recorder_that_falls_silent_is_left(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.5)
+    recorder = tracking.Recorder(None)
+    recorder._process = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    end = recorder._await_end(recorder._process)
+    recorder._process.kill()
+    recorder._process.communicate()
+    assert end is not None
+    assert "did not answer" in end
+
+
+def test_a_relative_database_is_the_repositorys_not_the_working_directorys(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "copy").mkdir()
+    monkeypatch.chdir(root / "copy")
+    finish(start(MLFLOW_TRACKING_URI="sqlite:///other.db"))
+    assert (root / "other.db").is_file()
+    assert not (root / "copy/other.db").exists()
+
+
+def test_tracking_can_be_switched_off(bare: Path) -> None:
+    with tracking.recording("train", enabled=False) as recorder:
+        recorder.metrics({"a": 1.0}, step=1)
+    assert list(bare.iterdir()) == []
+
+
+def test_flatten_joins_names_with_slashes_and_drops_text() -> None:
+    assert tracking.flatten({"test": {"loss": 1, "note": "x"}, "epoch": 3}) == {"test/loss": 1.0, "epoch": 3.0}
+
+
+@pytest.mark.filterwarnings("ignore")  # mlflow's own
+def test_the_recorded_model_takes_any_batch_of_raw_images(root: Path) -> None:
+    import mlflow.pyfunc  # noqa: TID251
+
+    permutation = np.random.default_rng(0).permutation(64)
+    net = models.build("mlp", (1, 8, 8), 10, hidden=[16], dropout=0.5)
+    recipe = {
+        "model": "mlp",
+        "arguments": {"hidden": [16], "dropout": 0.5},
+        "image_shape": [1, 8, 8],
+        "classes": list("0123456789"),
+        "normalization": [[0.3], [0.4]],
+        "permutation": permutation.tolist(),
+    }
+    checkpoint.save(root / "model", net.state_dict(), recipe)
+    images = np.random.default_rng(1).integers(0, 256, (1000, 1, 8, 8), np.uint8)
+    with tracking.recording("a_stage", enabled=True) as recorder:
+        recorder.model(root / "model", images[:2].tolist(), epoch=1)
+    ((location,),) = rows(root, "select artifact_location from logged_models")
+    served = mlflow.pyfunc.load_model(str(location))
+    with torch.inference_mode():
+        expected = checkpoint.classifier(*checkpoint.load(root / "model")).eval()(torch.from_numpy(images)).numpy()
+    for count in (1, 3, 1000):
+        np.testing.assert_allclose(served.predict(images[:count]), expected[:count], atol=1e-6)
+    assert not [
+        path for path in Path(str(location).removeprefix("file://")).rglob("*") if path.suffix in {".pkl", ".pth"}
+    ]
