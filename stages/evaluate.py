@@ -16,15 +16,12 @@ def main() -> None:
     recipe = files.read_manifest(paths.RECIPE, made_by="train")
     digest = recipe["weights_sha256"]
     with tracking.recording("evaluate", model_sha256=digest, enabled=settings.runtime.tracking) as recorder:
-        test = data["test"]
         with recorder.if_restored():
-            retell(recorder, settings, data, recipe, splits.unpermute(test.images[:2], data.permutation).tolist())
-        evaluate(settings.runtime, data, test, recorder)
+            retell(recorder, settings, data, recipe)
+        evaluate(settings.runtime, data, recorder)
 
 
-def retell(
-    recorder: Recorder, settings: params.Params, data: splits.Prepared, recipe: dict[str, Any], example: list[Any]
-) -> None:
+def retell(recorder: Recorder, settings: params.Params, data: splits.Prepared, recipe: dict[str, Any]) -> None:
     """Record the training from its outputs, as it would have recorded itself."""
     recorder.params(settings.model_dump(exclude={"runtime"}))
     recorder.dataset(settings.dataset, data.sha256)
@@ -35,10 +32,10 @@ def retell(
             recorder.epoch({"number": number, **{key: float(value) for key, value in row.items() if value}})
     recorder.scores({"best": json.loads(paths.TRAIN_SCORES.read_text())}, step=recipe["epoch"])
     recorder.artifacts([paths.HISTORY, paths.TRAIN_SCORES])
-    recorder.model(paths.MODEL, example, recipe["epoch"])
+    recorder.model(paths.MODEL, recipe["epoch"])
 
 
-def evaluate(machine: params.RuntimeParams, data: splits.Prepared, test: splits.Split, recorder: Recorder) -> None:
+def evaluate(machine: params.RuntimeParams, data: splits.Prepared, recorder: Recorder) -> None:
     """Predict the test split, then write numbers, tables and pictures."""
     import torch
 
@@ -48,9 +45,10 @@ def evaluate(machine: params.RuntimeParams, data: splits.Prepared, test: splits.
 
     device = runtime.choose_device(machine.device)
     runtime.set_threads(machine.threads)
-    net, recipe = checkpoint.load(paths.MODEL)
-    batches = Batches(test, recipe["normalization"], scoring.BATCH, device)
-    outputs = list(scoring.predict(net.to(device), batches))
+    loaded = checkpoint.load(paths.MODEL)
+    recipe, test = loaded.recipe, data["test"]
+    batches = Batches(test, loaded.normalize, scoring.BATCH, device)
+    outputs = list(scoring.predict(loaded.net.to(device), batches))
     scores = asdict(scoring.tally(outputs, LOSSES[recipe["loss"]]))
     scores["gap"] = json.loads(paths.TRAIN_SCORES.read_text())["train"]["accuracy"] - scores["accuracy"]
     probabilities = torch.cat([logits for logits, _ in outputs]).softmax(dim=1).cpu().numpy()

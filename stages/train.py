@@ -4,6 +4,7 @@ torch is imported after the parameters are checked: a typo is told in half a sec
 """
 
 from dataclasses import asdict
+from typing import Any
 
 from imageclf import errors, params, paths, splits, tracking
 from imageclf.tracking import Recorder
@@ -21,73 +22,85 @@ def main() -> None:
 
 
 def train(knobs: params.TrainParams, machine: params.RuntimeParams, data: splits.Prepared, recorder: Recorder) -> None:
-    """Build, fit, score and write."""
+    """Build the net, fit it, keep its best epoch, score that and write."""
     import torch
 
-    from imageclf import checkpoint, files, models, reports, runtime, scoring
-    from imageclf.batches import Batches
+    from imageclf import checkpoint, files, optim, reports, runtime
+    from imageclf.augment import Augmentation
+    from imageclf.batches import Batches, Normalize
     from imageclf.fit import Epoch, fit
     from imageclf.losses import LOSSES
-    from imageclf.optim import OPTIMIZERS, SCHEDULES
     from imageclf.progress import Progress
+    from imageclf.scoring import BATCH, score
+    from imageclf.summary import as_table, summarize
 
     device, threads = runtime.choose_device(machine.device), runtime.set_threads(machine.threads)
     recorder.tags({"device": str(device), "threads": str(threads), "torch": torch.__version__})
-    arguments = {key: getattr(knobs, key) for key in models.knobs(knobs.model)}
     torch.manual_seed(runtime.derive(knobs.seed, 0))
-    net = models.build(knobs.model, data.image_shape, len(data.classes), **arguments).to(device)
-    loss = LOSSES[knobs.loss]
-    train_split = data["train"]
-    train_batches = Batches(train_split, data.normalization, knobs.batch_size, device)
-    val_batches = Batches(data["val"], data.normalization, scoring.BATCH, device) if "val" in data else None
+    recipe = describe(knobs, data)
+    net = checkpoint.build_net(recipe)
+    table = as_table(summarize(net, data.image_shape))
+    print(table, flush=True)
+    recorder.text("net.txt", table)
 
-    history: list[Epoch] = []
+    net, loss, normalize = net.to(device), LOSSES[knobs.loss], Normalize(data.normalization, data.whitening)
+    augmentation = Augmentation(shift=knobs.shift, flip=knobs.flip, cutout=knobs.cutout, fill=data.mean_level)
+    batches = Batches(data["train"], normalize, knobs.batch_size, device, augmentation=augmentation)
+    scored = {split: Batches(data[split], normalize, BATCH, device) for split in ("train", "val") if split in data}
+    settings = optim.Settings(
+        lr=knobs.lr, momentum=knobs.momentum, nesterov=knobs.nesterov, weight_decay=knobs.weight_decay
+    )
+    epochs: list[Epoch] = []
     best, weights = None, {}
-    with Progress(knobs.epochs, len(train_batches), bar=machine.progress) as progress:
+    with Progress(knobs.epochs, len(batches), bar=machine.progress) as progress:
         for epoch in fit(
             net,
-            OPTIMIZERS[knobs.optimizer](net.parameters(), knobs.lr, knobs.momentum, knobs.weight_decay),
-            SCHEDULES[knobs.schedule],
+            optim.OPTIMIZERS[knobs.optimizer](net, settings),
+            optim.with_warmup(optim.SCHEDULES[knobs.schedule], knobs.warmup),
             loss,
-            train=train_batches,
-            val=val_batches,
+            train=batches,
+            val=scored.get("val"),
             epochs=knobs.epochs,
             seed=knobs.seed,
+            label_smoothing=knobs.label_smoothing,
             autocast=runtime.autocast(knobs.precision, device),
             on_step=progress.step,
         ):
             progress.epoch(epoch)
-            history.append(epoch)
             recorder.epoch(asdict(epoch))
+            epochs.append(epoch)
             if best is None or epoch.better_than(best):
-                best = epoch
-                weights = {name: tensor.detach().cpu().clone() for name, tensor in net.state_dict().items()}
+                best, weights = epoch, {name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}
     assert best is not None
 
     net.load_state_dict(weights)
-    whole_train = Batches(train_split, data.normalization, scoring.BATCH, device)
-    scored = {"train": scoring.score(net, whole_train, loss)}
-    if val_batches is not None:
-        scored["val"] = scoring.score(net, val_batches, loss)
-    scores = {split: {"loss": found.loss, "accuracy": found.accuracy} for split, found in scored.items()}
-    recipe = {
-        "model": knobs.model,
-        "arguments": arguments,
-        "image_shape": data.image_shape,
-        "classes": data.classes,
-        "normalization": data.normalization,
-        "permutation": None if data.permutation is None else data.permutation.tolist(),
-        "loss": knobs.loss,
-        "data_sha256": data.sha256,
-        "epoch": best.number,
-    }
-    digest = checkpoint.save(paths.MODEL, weights, recipe)
-    reports.write_history(paths.HISTORY, [asdict(epoch) for epoch in history])
+    found = {split: score(net, split_batches, loss) for split, split_batches in scored.items()}
+    scores = {split: {"loss": means.loss, "accuracy": means.accuracy} for split, means in found.items()}
+    digest = checkpoint.save(paths.MODEL, weights, data.whitening, {**recipe, "epoch": best.number})
+    reports.write_history(paths.HISTORY, [asdict(epoch) for epoch in epochs])
     files.write_json(paths.TRAIN_SCORES, {**scores, "epoch": best.number})
     recorder.tags({"model_sha256": digest})
     recorder.scores({"best": scores}, step=best.number)
     recorder.artifacts([paths.HISTORY, paths.TRAIN_SCORES])
-    recorder.model(paths.MODEL, splits.unpermute(train_split.images[:2], data.permutation).tolist(), best.number)
+    recorder.model(paths.MODEL, best.number)
+
+
+def describe(knobs: params.TrainParams, data: splits.Prepared) -> dict[str, Any]:
+    """The recipe that rebuilds the net and what is done to its input, without this data and these parameters."""
+    from imageclf import models
+
+    return {
+        "model": knobs.model,
+        "arguments": {key: getattr(knobs, key) for key in models.knobs(knobs.model)},
+        "raw_shape": data.manifest["raw_shape"],
+        "image_shape": data.image_shape,
+        "classes": data.classes,
+        "preparation": data.preparation,
+        "permutation": None if data.permutation is None else data.permutation.tolist(),
+        "normalization": data.normalization,
+        "loss": knobs.loss,
+        "data_sha256": data.sha256,
+    }
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 import shutil
 import sqlite3
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,17 +61,20 @@ class Project:
 
     def run(self, *command: str, code: int = 0, **environment: str) -> str:
         """Run a command in the project; returns what it printed."""
-        done = subprocess.run(
-            command,
-            cwd=self.root,
-            env={**clean_environment(), "IMAGECLF_CACHE": str(self.root / ".archives"), **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == code, f"{' '.join(command)} exited {done.returncode}:\n{done.stdout}"
-        return done.stdout
+        # A file, not a pipe: `dvc queue start` leaves workers behind that would hold the pipe open for a minute.
+        with tempfile.TemporaryFile() as file:
+            done = subprocess.run(
+                command,
+                cwd=self.root,
+                env={**clean_environment(), "IMAGECLF_CACHE": str(self.root / ".archives"), **environment},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            file.seek(0)
+            output = file.read().decode()
+        assert done.returncode == code, f"{' '.join(command)} exited {done.returncode}:\n{output}"
+        return output
 
     def stages_run(self, output: str) -> list[str]:
         """The stages that DVC says it ran."""

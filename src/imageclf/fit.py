@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from imageclf.batches import Batches
 from imageclf.errors import UserError
-from imageclf.losses import Loss
-from imageclf.optim import Schedule
+from imageclf.losses import Loss, smooth
+from imageclf.optim import Optimizer, Schedule
 from imageclf.runtime import derive
 from imageclf.scoring import class_indices, score
 
@@ -57,6 +56,7 @@ def fit(
     val: Batches | None,
     epochs: int,
     seed: int,
+    label_smoothing: float = 0.0,
     autocast: AbstractContextManager[object] = FLOAT32,
     on_step: OnStep | None = None,
 ) -> Iterator[Epoch]:
@@ -76,7 +76,7 @@ def fit(
                 group["lr"] = lr
             with autocast:
                 logits = net(images)
-                batch_loss = loss(logits, targets)
+                batch_loss = loss(logits, smooth(targets, logits, label_smoothing))
             optimizer.zero_grad()
             batch_loss.backward()
             optimizer.step()
@@ -85,9 +85,10 @@ def fit(
             if on_step is not None:
                 on_step(step, sums)
         train_loss, train_accuracy = (sums[:2] / sums[2]).tolist()
-        if not math.isfinite(train_loss):
-            raise UserError(f"the loss of epoch {number} is {train_loss}: try a smaller lr than {base_lr}")
         val_scores = score(net, val, loss) if val is not None else None
+        for found in (train_loss, val_scores.loss if val_scores else 0.0):  # the last step may be what broke the net
+            if not math.isfinite(found):
+                raise UserError(f"the loss of epoch {number} is {found}: try a smaller lr than {base_lr}")
         yield Epoch(
             number,
             lr,

@@ -186,7 +186,10 @@ class Session:
         for file in files:
             self.store.client.log_artifact(self.run_id, file, folder)
 
-    def _on_model(self, folder: str, example: list[Any], epoch: int) -> None:
+    def _on_text(self, name: str, text: str) -> None:
+        self.store.client.log_text(self.run_id, text, name)
+
+    def _on_model(self, folder: str, epoch: int) -> None:
         say(busy_until=time.time() + 300)
         import mlflow
         import numpy as np
@@ -196,8 +199,9 @@ class Session:
 
         from imageclf import checkpoint
 
-        net = checkpoint.classifier(*checkpoint.load(Path(folder))).eval()
-        images = np.array(example, np.uint8)
+        loaded = checkpoint.load(Path(folder))
+        net = loaded.classifier()
+        images = np.zeros((2, *loaded.recipe["raw_shape"]), np.uint8)  # two, or the batch would be fixed to one
         with torch.inference_mode():
             probabilities = net(torch.from_numpy(images)).numpy()
         mlflow.set_tracking_uri(self.store.uri)

@@ -73,8 +73,8 @@ def plot_confusion(path: Path, classes: Sequence[str], confusion: NDArray[np.int
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes[0].imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes[0].set(xlabel="predicted", ylabel="actual", xticks=range(len(classes)), yticks=range(len(classes)))
-    axes[0].set_xticklabels(classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-    axes[0].set_yticklabels(classes)
+    axes[0].set_xticklabels(classes, rotation=90 if max(map(len, classes)) > 2 else 0, parse_math=False)
+    axes[0].set_yticklabels(classes, parse_math=False)
     if len(classes) <= 20:
         for row, column in np.argwhere(confusion):
             colour = "white" if shares[row, column] > 0.5 else "black"
@@ -106,7 +106,8 @@ def plot_predictions(
             place.imshow(image.transpose(1, 2, 0))
         guess = int(row.argmax())
         colour = "tab:green" if guess == label else "tab:red"
-        place.set_title(f"{classes[guess]} ({row[guess]:.1%})\nis {classes[int(label)]}", fontsize=10, color=colour)
+        title = f"{classes[guess]} ({row[guess]:.1%})\nis {classes[int(label)]}"
+        place.set_title(title, fontsize=10, color=colour, parse_math=False)
     if len(images) == 0:
         figure.text(0.5, 0.5, "none", ha="center")
     _save(figure, path)

@@ -1,12 +1,12 @@
 """The machine: device, threads, precision; and the one source of randomness."""
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from imageclf.cores import allowed_cores
 from imageclf.errors import UserError
 
 
@@ -29,17 +29,6 @@ def set_threads(threads: int | str) -> int:
     count = allowed_cores() if threads == "auto" else int(threads)
     torch.set_num_threads(count)
     return count
-
-
-def allowed_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores by the process's affinity and its cgroup quota, rounded down, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = cpu_max.read_text().split()
-        cores = min(cores, int(quota) // int(period))
-    except (OSError, ValueError):
-        pass  # no cgroup, or "max": no quota
-    return max(cores, 1)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -31,17 +31,22 @@ def predict(net: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]
     """(logits, targets) of each batch in stored order, in eval mode; the net's mode is restored at the end."""
     was_training = net.training
     net.eval()
-    with torch.inference_mode():
+    try:
         for images, targets in batches.in_order():
-            yield net(images).float(), targets
-    net.train(was_training)
+            with torch.inference_mode():  # not around the yield: the consumer would be in it too
+                logits = net(images).float()
+            yield logits, targets
+    finally:
+        net.train(was_training)
 
 
 def tally(outputs: Iterable[tuple[Tensor, Tensor]], loss: Loss) -> Scores:
     """Loss, top-1 and top-5 accuracy over (logits, targets) batches; read from the device once, at the end."""
     sums, seen = torch.zeros(()), 0
     for logits, targets in outputs:
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == class_indices(targets)[:, None]
+        # Not topk: where logits tie, the first class is the prediction, as argmax has it everywhere else.
+        ranked = logits.argsort(dim=1, descending=True, stable=True)
+        best = ranked[:, :5] == class_indices(targets)[:, None]
         sums = sums.to(logits.device) + torch.stack(
             [loss(logits, targets).double() * len(targets), best[:, 0].sum(), best.sum()]
         )

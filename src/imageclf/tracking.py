@@ -90,9 +90,13 @@ class Recorder:
         """Record files, which must stay until the recorder is closed."""
         self._send("artifacts", files=[str(file) for file in files], folder=folder)
 
-    def model(self, folder: Path, example: list[Any], epoch: int) -> None:
-        """Record the net in `folder` as an MLflow model; `example` is two raw images, nested lists of uint8."""
-        self._send("model", folder=str(folder), example=example, epoch=epoch)
+    def text(self, name: str, text: str) -> None:
+        """Record a text under a file name."""
+        self._send("text", name=name, text=text)
+
+    def model(self, folder: Path, epoch: int) -> None:
+        """Record the checkpoint in `folder`, of that epoch, as an MLflow model."""
+        self._send("model", folder=str(folder), epoch=epoch)
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED, wait while the recorder gets on, and print how it went."""

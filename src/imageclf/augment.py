@@ -1,0 +1,66 @@
+"""Augmentation on the device: each image its own shift, flip and cut-out, all in one gather.
+
+The draws are a table of whole numbers made from a generator, the same on every device; applying them
+is a pure function of images and draws.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What to do: the knobs of these names in params.yaml."""
+
+    shift: int
+    flip: bool
+    cutout: int
+    fill: int
+    """The grey level of a cut-out: the mean of the train split, which normalization takes to about 0."""
+
+    def __bool__(self) -> bool:
+        """Whether it does anything."""
+        return bool(self.shift or self.flip or self.cutout)
+
+    def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """For `count` images of (height, width): rows of (dy, dx, flip, cut y, cut x), int64 (count, 5), on the CPU."""
+        ranges = (
+            (-self.shift, self.shift + 1),
+            (-self.shift, self.shift + 1),
+            (0, 1 + self.flip),
+            (0, size[0]),
+            (0, size[1]),
+        )
+        return torch.stack([torch.randint(*bounds, (count,), generator=generator) for bounds in ranges], dim=1)
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Images uint8 (N, C, H, W) as the (N, 5) draws say."""
+        height, width = images.shape[2:]
+        dy, dx, flip, cut_y, cut_x = draws[:, :, None].unbind(1)
+        rows = torch.arange(height, device=images.device)
+        columns = torch.arange(width, device=images.device)
+        source_rows = _reflect(rows + dy, height)
+        source_columns = _reflect(torch.where(flip > 0, width - 1 - columns, columns) + dx, width)
+        image = torch.arange(len(images), device=images.device)[:, None, None, None]
+        channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
+        moved = images[image, channel, source_rows[:, None, :, None], source_columns[:, None, None, :]]
+        if self.cutout == 0:
+            return moved
+        in_rows = _covered(rows, cut_y, self.cutout)[:, None, :, None]
+        in_columns = _covered(columns, cut_x, self.cutout)[:, None, None, :]
+        return torch.where(in_rows & in_columns, self.fill, moved)
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Positions outside 0..size-1 mirrored at the edge, which is not repeated."""
+    period = max(2 * (size - 1), 1)
+    index = index.remainder(period)
+    return torch.minimum(index, period - index).clamp_(max=size - 1)
+
+
+def _covered(positions: Tensor, centre: Tensor, side: int) -> Tensor:
+    """Which positions a window of `side` around each centre covers; it may stand out over the edge."""
+    start = centre - side // 2
+    return (positions >= start) & (positions < start + side)

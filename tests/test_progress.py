@@ -1,0 +1,86 @@
+"""What a person reads while a net trains: without a terminal, plain lines with the right numbers, and few of them."""
+
+import sys
+
+import pytest
+import torch
+
+from imageclf.fit import Epoch
+from imageclf.progress import Progress
+
+EPOCH = Epoch(1, 0.1, 0.25, 0.875, 0.5, 0.75)
+
+
+def follow(epochs: int, steps: int, *, bar: bool) -> None:
+    """As `fit` does it: each image adds a loss of 0.5, and three of four are right."""
+    with Progress(epochs, steps, bar=bar) as progress:
+        for number in range(1, epochs + 1):
+            for step in range(1, steps + 1):
+                images = 8 * step
+                progress.step(step, torch.tensor([0.5 * images + number, 0.75 * images, images], dtype=torch.float64))
+            progress.epoch(Epoch(number, 0.1, 0.25, 0.875, 0.5, 0.75))
+
+
+@pytest.mark.parametrize("bar", [True, False], ids=["asked for a bar", "asked for none"])
+def test_without_a_terminal_there_is_a_line_every_100_steps_and_one_an_epoch(
+    bar: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    follow(2, 250, bar=bar)
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [
+        "epoch 1/2, step 100/250: loss 0.5012, accuracy 75.00%",
+        "epoch 1/2, step 200/250: loss 0.5006, accuracy 75.00%",
+        "epoch 1/2: train loss 0.2500, accuracy 87.50%, val loss 0.5000, accuracy 75.00%",
+        "epoch 2/2, step 100/250: loss 0.5025, accuracy 75.00%",
+        "epoch 2/2, step 200/250: loss 0.5012, accuracy 75.00%",
+        "epoch 2/2: train loss 0.2500, accuracy 87.50%, val loss 0.5000, accuracy 75.00%",
+    ]
+    assert told.err == ""
+
+
+def test_epochs_of_fewer_steps_have_a_line_each_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
+    follow(3, 99, bar=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+
+
+def test_without_validation_no_val_scores_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1, 1, bar=False) as progress:
+        progress.epoch(Epoch(1, 0.1, 0.25, 0.875, None, None))
+    assert capsys.readouterr().out == "epoch 1/1: train loss 0.2500, accuracy 87.50%\n"
+
+
+def test_a_terminal_gets_a_bar_and_the_lines_of_the_epochs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    follow(2, 250, bar=True)
+    told = capsys.readouterr()
+    assert "500/500" in told.err
+    assert "loss 0.5012, accuracy 75.00%" in told.err
+    assert [line.split(":")[0] for line in told.out.splitlines()] == ["epoch 1/2", "epoch 2/2"]
+
+
+def test_a_terminal_without_a_bar_gets_the_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    follow(1, 100, bar=False)
+    told = capsys.readouterr()
+    assert told.out.startswith("epoch 1/1, step 100/100: loss 0.5012, accuracy 75.00%\n")
+    assert told.err == ""
+
+
+def test_the_numbers_are_read_from_the_device_every_100_steps_only() -> None:
+    """A reading waits for the device."""
+    read: list[int] = []
+
+    class Sums(torch.Tensor):
+        def tolist(self) -> list[float]:
+            read.append(1)
+            return [1.0, 1.0, 2.0]
+
+    with Progress(1, 250, bar=False) as progress:
+        for step in range(1, 251):
+            progress.step(step, Sums())
+    assert len(read) == 2

@@ -1,0 +1,141 @@
+"""The machine is read rightly, what it lacks is said in a sentence, and derived seeds are unrelated."""
+
+import os
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from imageclf import runtime
+from imageclf.cores import allowed_cores
+from imageclf.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+
+
+@pytest.fixture
+def cpu_max(tmp_path: Path) -> Path:
+    return tmp_path / "cpu.max"
+
+
+def test_auto_is_the_best_device_there_is() -> None:
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert runtime.choose_device("auto") == torch.device(best)
+
+
+def test_cpu_is_always_there() -> None:
+    assert runtime.choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name: str) -> None:
+    if (torch.cuda if name == "cuda" else torch.backends.mps).is_available():
+        pytest.skip(f"this machine has {name}")
+    with pytest.raises(UserError, match=rf"runtime.device: torch sees no {name} here; there is .*cpu"):
+        runtime.choose_device(name)
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [
+        ("200000 100000\n", 2),
+        ("150000 100000\n", 1),
+        ("50000 100000\n", 1),
+        ("400000 50000\n", 8),
+        ("6400000 100000\n", 8),
+        ("max 100000\n", 8),
+        ("", 8),
+    ],
+)
+def test_cores_are_what_affinity_and_quota_allow(quota: str, cores: int, cpu_max: Path) -> None:
+    cpu_max.write_text(quota)
+    assert allowed_cores(cpu_max) == cores
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_without_a_quota_file_cores_are_what_affinity_allows(cpu_max: Path) -> None:
+    assert allowed_cores(cpu_max) == 8
+
+
+def test_where_there_is_no_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch, cpu_max: Path) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert allowed_cores(cpu_max) == 5
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, 1), (2, 2), ("auto", 3)])
+def test_torch_gets_the_threads(asked: int | str, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "allowed_cores", lambda: 3)
+    before = torch.get_num_threads()
+    try:
+        assert runtime.set_threads(asked) == given
+        assert torch.get_num_threads() == given
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_float32_is_no_autocast() -> None:
+    with runtime.autocast("float32", CPU):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("flags", [{"avx512_bf16"}, {"amx_bf16", "sse"}])
+def test_bfloat16_is_autocast(flags: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
+    with runtime.autocast("bfloat16", CPU):
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+@pytest.mark.parametrize("flags", [set(), {"avx512f", "amx_tile"}])
+def test_bfloat16_is_refused_where_it_would_crawl(flags: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
+    with pytest.raises(UserError, match=r"precision: .*use float32"):
+        runtime.autocast("bfloat16", CPU)
+
+
+def test_cpu_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
+        "processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_bf16\nbugs\t\t:\n\nprocessor\t: 1\nflags\t\t: x\n"
+    )
+    assert runtime.cpu_flags(cpuinfo) == {"fpu", "avx512_bf16", "amx_bf16"}
+
+
+@pytest.mark.parametrize("text", [None, "", "processor\t: 0\nFeatures\t: fp asimd\n"], ids=["absent", "empty", "arm"])
+def test_where_linux_lists_no_flags_there_are_none(text: str | None, tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    if text is not None:
+        cpuinfo.write_text(text)
+    assert runtime.cpu_flags(cpuinfo) == set()
+
+
+def test_a_derived_seed_is_a_function_of_its_path() -> None:
+    assert runtime.derive(3, 1, 4) == runtime.derive(3, 1, 4)
+
+
+def test_seeds_derived_along_different_paths_differ() -> None:
+    """All that one training draws, and those of other seeds."""
+    paths = list(product(range(20), range(1, 30), range(4)))
+    starts = [(seed, 0) for seed in range(20)]
+    assert len({runtime.derive(*path) for path in paths + starts}) == len(paths) + len(starts)
+
+
+def test_derived_seeds_are_stable() -> None:
+    """Published results name a seed: its draws must outlive a refactoring."""
+    assert runtime.derive(0, 0) == 7_896_617_691_693_857_887
+    assert runtime.derive(1, 2, 3) == 6_498_626_229_777_268_288
+
+
+def test_derived_seeds_are_what_torch_takes() -> None:
+    derived = [runtime.derive(seed, epoch) for seed in (0, 2**32 - 1) for epoch in range(500)]
+    assert all(0 <= seed < 2**63 for seed in derived)
+    assert max(derived) > 2**62, "all bits are used"
+    torch.Generator().manual_seed(max(derived))
