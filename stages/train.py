@@ -28,7 +28,7 @@ def train(knobs: params.TrainParams, machine: params.RuntimeParams, data: splits
     from imageclf import checkpoint, files, optim, reports, runtime
     from imageclf.augment import Augmentation
     from imageclf.batches import Batches, Normalize
-    from imageclf.fit import Epoch, fit
+    from imageclf.fit import Epoch, check_finite, fit
     from imageclf.losses import LOSSES
     from imageclf.progress import Progress
     from imageclf.scoring import BATCH, score
@@ -75,6 +75,7 @@ def train(knobs: params.TrainParams, machine: params.RuntimeParams, data: splits
 
     net.load_state_dict(weights)
     found = {split: score(net, split_batches, loss) for split, split_batches in scored.items()}
+    check_finite(found["train"].loss, "the trained net", knobs.lr)  # without validation nothing has looked at it yet
     scores = {split: {"loss": means.loss, "accuracy": means.accuracy} for split, means in found.items()}
     digest = checkpoint.save(paths.MODEL, weights, data.whitening, {**recipe, "epoch": best.number})
     reports.write_history(paths.HISTORY, [asdict(epoch) for epoch in epochs])

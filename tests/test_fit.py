@@ -117,7 +117,7 @@ def test_dropout_differs_between_epochs_and_between_seeds(seeds: tuple[int, int]
     one = Split(*(np.repeat(array[:1], TRAIN + 1, axis=0) for array in (made_split.images, made_split.targets)))
     first = list(train(new_net(0.5), one, seed=seeds[0], **STILL))
     second = list(train(new_net(0.5), one, seed=seeds[1], **STILL))
-    assert abs(first[0].train_loss - second[seeds[0] == seeds[1]].train_loss) > 1e-3
+    assert abs(first[0].train_loss - second[seeds[0] == seeds[1]].train_loss) > 1e-5  # equal draws differ by 0
 
 
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1)], ids=["epochs", "seeds"])
@@ -125,7 +125,11 @@ def test_order_differs_between_epochs_and_between_seeds(seeds: tuple[int, int], 
     """Without dropout, each first batch tells which images it holds."""
     losses: list[float] = []
     for seed in seeds:
-        list(train(new_net(0.0), made_split, seed=seed, on_step=lambda _, sums: losses.append(float(sums[0])), **STILL))
+        list(
+            train(
+                new_net(0.0), made_split, seed=seed, on_step=lambda _, __, sums: losses.append(float(sums[0])), **STILL
+            )
+        )
     first, second = losses[0], losses[STEPS if seeds[0] == seeds[1] else 2 * STEPS]
     assert abs(first - second) > 1e-3
 
@@ -246,7 +250,7 @@ def test_cosine_steps_get_smaller_to_almost_none(made_split: Split) -> None:
             val=None,
             epochs=2,
             seed=0,
-            on_step=lambda _, __: used.append(optimizer.param_groups[0]["lr"]),
+            on_step=lambda *_: used.append(optimizer.param_groups[0]["lr"]),
         )
     )
     assert used == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 8)) for step in range(8)])
@@ -296,7 +300,7 @@ def test_an_epoch_is_trained_when_it_is_asked_for(made_split: Split) -> None:
     """Whoever stops after the first has the net as the first left it."""
     stopped, gone_on = new_net(), new_net()
     steps: list[int] = []
-    first = next(train(stopped, made_split, epochs=3, on_step=lambda step, _: steps.append(step)))
+    first = next(train(stopped, made_split, epochs=3, on_step=lambda step, *_: steps.append(step)))
     assert steps == list(range(1, STEPS + 1))
 
     epochs = train(gone_on, made_split, epochs=3)
@@ -307,12 +311,12 @@ def test_an_epoch_is_trained_when_it_is_asked_for(made_split: Split) -> None:
 
 
 def test_on_step_hears_the_running_sums_of_the_epoch(made_split: Split) -> None:
-    heard: list[tuple[int, Tensor]] = []
-    history = list(train(new_net(), made_split, on_step=lambda step, sums: heard.append((step, sums.clone()))))
-    assert [step for step, _ in heard] == [1, 2, 3, 4] * 2
-    assert [sums[2].item() for _, sums in heard] == [32, 64, 96, 107] * 2
-    for epoch, (_, sums) in zip(history, heard[STEPS - 1 :: STEPS], strict=True):
-        assert (sums / TRAIN)[:2].tolist() == [epoch.train_loss, epoch.train_accuracy]
+    heard: list[tuple[int, int, Tensor]] = []
+    history = list(train(new_net(), made_split, on_step=lambda *step: heard.append((*step[:2], step[2].clone()))))
+    assert [step for step, _, _ in heard] == [1, 2, 3, 4] * 2
+    assert [images for _, images, _ in heard] == [32, 64, 96, 107] * 2
+    for epoch, (_, _, sums) in zip(history, heard[STEPS - 1 :: STEPS], strict=True):
+        assert (sums / TRAIN).tolist() == [epoch.train_loss, epoch.train_accuracy]
 
 
 @pytest.mark.parametrize(

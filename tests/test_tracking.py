@@ -273,24 +273,25 @@ def test_flatten_joins_names_with_slashes_and_drops_text() -> None:
 def test_the_recorded_model_takes_any_batch_of_raw_images(root: Path) -> None:
     import mlflow.pyfunc  # noqa: TID251
 
-    permutation = np.random.default_rng(0).permutation(64)
     net = models.build("mlp", (1, 8, 8), 10, hidden=[16], dropout=0.5)
     recipe = {
         "model": "mlp",
         "arguments": {"hidden": [16], "dropout": 0.5},
+        "raw_shape": [1, 4, 4],
         "image_shape": [1, 8, 8],
         "classes": list("0123456789"),
+        "preparation": {"grayscale": False, "image_size": None, "pad": 2},
+        "permutation": np.random.default_rng(0).permutation(64).tolist(),
         "normalization": [[0.3], [0.4]],
-        "permutation": permutation.tolist(),
     }
-    checkpoint.save(root / "model", net.state_dict(), recipe)
-    images = np.random.default_rng(1).integers(0, 256, (1000, 1, 8, 8), np.uint8)
+    checkpoint.save(root / "model", net.state_dict(), None, recipe)
+    images = np.random.default_rng(1).integers(0, 256, (1000, 1, 4, 4), np.uint8)
     with tracking.recording("a_stage", enabled=True) as recorder:
-        recorder.model(root / "model", images[:2].tolist(), epoch=1)
+        recorder.model(root / "model", epoch=1)
     ((location,),) = rows(root, "select artifact_location from logged_models")
     served = mlflow.pyfunc.load_model(str(location))
     with torch.inference_mode():
-        expected = checkpoint.classifier(*checkpoint.load(root / "model")).eval()(torch.from_numpy(images)).numpy()
+        expected = checkpoint.load(root / "model").classifier()(torch.from_numpy(images)).numpy()
     for count in (1, 3, 1000):
         np.testing.assert_allclose(served.predict(images[:count]), expected[:count], atol=1e-6)
     assert not [

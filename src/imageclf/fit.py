@@ -16,13 +16,13 @@ from imageclf.errors import UserError
 from imageclf.losses import Loss, smooth
 from imageclf.optim import Optimizer, Schedule
 from imageclf.runtime import derive
-from imageclf.scoring import class_indices, score
+from imageclf.scoring import class_indices, score, sum_type
 
 FLOAT32 = nullcontext()
 """The forward pass as it is, without mixed precision."""
 
-OnStep = Callable[[int, Tensor], None]
-"""Called after each step with its number in the epoch, from 1, and the running sums (loss, correct, images)."""
+OnStep = Callable[[int, int, Tensor], None]
+"""Called after each step: its number in the epoch from 1, the images so far and the sums (loss, correct) over them."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def fit(
     Raises `UserError` when the loss of an epoch is not a finite number.
     """
     lr = base_lr = optimizer.param_groups[0]["lr"]
-    steps = epochs * len(train)
+    steps, device = epochs * len(train), next(net.parameters()).device
     for number in range(1, epochs + 1):
         torch.manual_seed(derive(seed, number, 0))  # dropout
-        sums = torch.zeros(3, dtype=torch.float64, device=next(net.parameters()).device)
+        sums, seen = torch.zeros(2, dtype=sum_type(device), device=device), 0
         net.train()
         for step, (images, targets) in enumerate(train.shuffled(derive(seed, number, 1)), 1):
             lr = base_lr * schedule(((number - 1) * len(train) + step - 1) / steps)
@@ -81,19 +81,21 @@ def fit(
             batch_loss.backward()
             optimizer.step()
             correct = (logits.detach().argmax(dim=1) == class_indices(targets)).sum()
-            sums += torch.stack([batch_loss.detach() * len(targets), correct, sums.new_tensor(len(targets))])
+            sums += torch.stack([batch_loss.detach() * len(targets), correct])
+            seen += len(targets)
             if on_step is not None:
-                on_step(step, sums)
-        train_loss, train_accuracy = (sums[:2] / sums[2]).tolist()
-        val_scores = score(net, val, loss) if val is not None else None
-        for found in (train_loss, val_scores.loss if val_scores else 0.0):  # the last step may be what broke the net
-            if not math.isfinite(found):
-                raise UserError(f"the loss of epoch {number} is {found}: try a smaller lr than {base_lr}")
-        yield Epoch(
-            number,
-            lr,
-            train_loss,
-            train_accuracy,
-            val_scores.loss if val_scores else None,
-            val_scores.accuracy if val_scores else None,
-        )
+                on_step(step, seen, sums)
+        train_loss, train_accuracy = (sums / seen).tolist()
+        val_loss, val_accuracy = None, None
+        if val is not None:
+            found = score(net, val, loss)
+            val_loss, val_accuracy = found.loss, found.accuracy
+        check_finite(train_loss, f"epoch {number}", base_lr)
+        check_finite(val_loss or 0.0, f"epoch {number}", base_lr)  # the last step may be what broke the net
+        yield Epoch(number, lr, train_loss, train_accuracy, val_loss, val_accuracy)
+
+
+def check_finite(loss: float, where: str, lr: float) -> None:
+    """Raise `UserError` for a loss that is no number."""
+    if not math.isfinite(loss):
+        raise UserError(f"the loss of {where} is {loss}: try a smaller lr than {lr}")

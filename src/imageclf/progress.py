@@ -28,11 +28,11 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def step(self, step: int, sums: Tensor) -> None:
-        """`sums` are the epoch's so far: loss, correct, images."""
+    def step(self, step: int, images: int, sums: Tensor) -> None:
+        """`sums` are the epoch's so far: loss, correct."""
         self._bar.update()
         if step % EVERY == 0:
-            loss, correct, images = sums.tolist()
+            loss, correct = sums.tolist()
             said = f"loss {loss / images:.4f}, accuracy {correct / images:.2%}"
             self._bar.set_postfix_str(said, refresh=False)
             if self._bar.disable:

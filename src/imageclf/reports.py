@@ -68,7 +68,7 @@ def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], nu
 
 def plot_confusion(path: Path, classes: Sequence[str], confusion: NDArray[np.int64]) -> None:
     """The confusion matrix as a picture, coloured by the share of the row, labelled with counts."""
-    side = 2 + 0.45 * len(classes)
+    side = min(2 + 0.45 * len(classes), 25)  # a thousand classes must still fit into memory
     figure, axes = _figure(1, 1, (side + 1, side))
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axes[0].imshow(shares, cmap="Blues", vmin=0, vmax=1)

@@ -56,4 +56,4 @@ def derive(seed: int, *path: int) -> int:
 
     Every random draw is seeded by (seed, epoch), so there is no generator state to save or to lose.
     """
-    return int(np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0] >> 1)

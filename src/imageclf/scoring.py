@@ -22,6 +22,11 @@ class Scores:
     top5: float
 
 
+def sum_type(device: torch.device) -> torch.dtype:
+    """The float type that running sums have: doubles, but for mps, which knows none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def class_indices(targets: Tensor) -> Tensor:
     """Targets in either form to class indices (n,)."""
     return targets if targets.ndim == 1 else targets.argmax(dim=1)
@@ -47,9 +52,8 @@ def tally(outputs: Iterable[tuple[Tensor, Tensor]], loss: Loss) -> Scores:
         # Not topk: where logits tie, the first class is the prediction, as argmax has it everywhere else.
         ranked = logits.argsort(dim=1, descending=True, stable=True)
         best = ranked[:, :5] == class_indices(targets)[:, None]
-        sums = sums.to(logits.device) + torch.stack(
-            [loss(logits, targets).double() * len(targets), best[:, 0].sum(), best.sum()]
-        )
+        batch_loss = loss(logits, targets).to(sum_type(logits.device)) * len(targets)
+        sums = sums.to(logits.device) + torch.stack([batch_loss, best[:, 0].sum(), best.sum()])
         seen += len(targets)
     return Scores(*(sums / seen).tolist())
 
