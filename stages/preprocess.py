@@ -1,22 +1,33 @@
 """Turn data/raw into the splits of data/processed: `python -m stages.preprocess`."""
 
-from imageclf import errors, files, params, paths
+from imageclf import cores, errors, files, folder, params, paths, splits
 from imageclf.datasets import DATASETS
 from imageclf.prepare import prepare
+from imageclf.raw import RawData, list_skipped
+
+
+def read_raw(dataset: str, image_size: int | None, threads: int | str) -> RawData:
+    """What data/raw holds; raises `UserError` where it is not what download wrote."""
+    if dataset == "folder":
+        return folder.read(paths.RAW, image_size, cores.allowed_cores() if threads == "auto" else int(threads))
+    source = DATASETS[dataset]
+    for name, archive in source.files.items():
+        files.verify(paths.RAW / name, archive.sha256, made_by="download")
+    return source.read(paths.RAW)
 
 
 def main() -> None:
     """Fill data/processed."""
-    knobs = params.load().of(params.PreprocessParams)
-    source = DATASETS[knobs.dataset]
-    for name, archive in source.files.items():
-        files.verify(paths.RAW / name, archive.sha256, made_by="download")
+    settings = params.load()
+    knobs = settings.of(params.PreprocessParams)
     manifest = prepare(
-        source,
-        source.read(paths.RAW),
+        read_raw(knobs.dataset, knobs.image_size, settings.runtime.threads),
         paths.PROCESSED,
+        dataset=knobs.dataset,
+        classes=None if knobs.classes is None else [str(name) for name in knobs.classes],
         val_fraction=knobs.val_fraction,
         split_seed=knobs.split_seed,
+        grayscale=knobs.grayscale,
         image_size=knobs.image_size,
         pad=knobs.pad,
         normalize=knobs.normalize,
@@ -25,6 +36,7 @@ def main() -> None:
     )
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["counts"].items()))
     print(f"{counts} images of {'x'.join(map(str, manifest['image_shape']))}")
+    print(list_skipped(manifest["skipped"], paths.PROCESSED / splits.MANIFEST), end="")
 
 
 if __name__ == "__main__":

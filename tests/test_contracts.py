@@ -27,6 +27,7 @@ NOT_A_REASON = {
 NOT_A_REASON_TO_TRAIN = {
     "reports.py": "the wording of a table must not retrain a net",
     "progress.py": "nor that of a progress bar",
+    "summary.py": "nor a printed table",
 }
 
 
@@ -113,8 +114,11 @@ def test_every_key_of_params_yaml_belongs_to_a_stage_or_to_runtime() -> None:
 # The first stage that a change of the key runs again; train for all others. Later stages follow through their data.
 FIRST_TO_RUN = {
     "dataset": "download",
+    "folder": "download",
+    "classes": "preprocess",
     "val_fraction": "preprocess",
     "split_seed": "preprocess",
+    "grayscale": "preprocess",
     "image_size": "preprocess",
     "pad": "preprocess",
     "normalize": "preprocess",
@@ -139,10 +143,12 @@ def test_the_stages_are_a_chain() -> None:
 
 ARROWS = [
     ["stages"],
-    ["tracking", "recorder", "reports", "progress", "fetch", "prepare"],
-    ["checkpoint", "fit", "scoring", "batches", "splits", "datasets"],
-    ["models", "losses", "optim"],
-    ["params", "paths", "runtime", "files", "errors"],
+    ["permuted"],
+    ["compare", "comparison", "recipes", "experiments"],
+    ["tracking", "recorder", "reports", "significance", "summary", "progress", "fetch", "pack", "prepare"],
+    ["checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder"],
+    ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening"],
+    ["params", "paths", "runtime", "files", "errors", "raw", "cores"],
 ]
 """Imports point downwards; within a row they must not go round."""
 

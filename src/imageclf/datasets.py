@@ -1,7 +1,7 @@
-"""Every source of labelled images: its files and their checksums, where they come from, how to read them.
+"""Every published set of labelled images: its files and their checksums, where they come from, how to read them.
 
-A source is one entry in `DATASETS`. Its archives are read as they are, byte for byte and in chunks,
-and are never unpacked to disk.
+A set is one entry in `DATASETS`. Its archives are read as they are, byte for byte and in chunks,
+and are never unpacked to disk. For one's own images see `folder`.
 """
 
 import gzip
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-CHUNK = 4096
-"""Images decoded at a time: what bounds the memory of `preprocess`."""
+from imageclf import cifar
+from imageclf.raw import CHUNK, Images, Pixels, RawData
 
 
 class Archive(NamedTuple):
@@ -26,28 +25,18 @@ class Archive(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Images:
-    """Labelled images in the order of their archive.
-
-    labels: class indices, (N,) int64.
-    chunks: starts over from the first image; each chunk is (n, channels, height, width) uint8, n <= CHUNK.
-    """
-
-    labels: NDArray[np.int64]
-    chunks: Callable[[], Iterator[NDArray[np.uint8]]]
-
-
-@dataclass(frozen=True)
 class Source:
-    """One data set: `read` takes the folder of raw files and gives `train` and, if there is one, `test`."""
+    """One data set of published archives; `splits` reads them from the folder of raw files."""
 
     files: dict[str, Archive]
     addresses: tuple[str, ...]
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
-    read: Callable[[Path], dict[str, Images]]
-    test_fraction: float | None = None
-    """The share held out as test, the same for everyone, where the source names no test split."""
+    splits: Callable[[Path], dict[str, Images]]
+
+    def read(self, folder: Path) -> RawData:
+        """What the raw files in `folder` hold."""
+        return RawData(self.splits(folder), self.classes, self.image_shape)
 
 
 def _read_idx(path: Path, magic: int, header: str) -> tuple[tuple[int, ...], gzip.GzipFile]:
@@ -64,7 +53,7 @@ def _idx_images(images_path: Path, labels_path: Path) -> Images:
     with stream:
         labels = np.frombuffer(stream.read(count), np.uint8).astype(np.int64)
 
-    def chunks() -> Iterator[NDArray[np.uint8]]:
+    def chunks() -> Iterator[Pixels]:
         (count, height, width), stream = _read_idx(images_path, 0x803, ">IIII")
         with stream:
             for start in range(0, count, CHUNK):
@@ -91,13 +80,13 @@ def _read_digits(folder: Path) -> dict[str, Images]:
 
 
 def _mnist_like(digests: dict[str, Archive], addresses: tuple[str, ...], classes: tuple[str, ...]) -> Source:
-    return Source(digests, addresses, image_shape=(1, 28, 28), classes=classes, read=_read_mnist)
+    return Source(digests, addresses, image_shape=(1, 28, 28), classes=classes, splits=_read_mnist)
 
 
 _DIGITS = tuple("0123456789")
 
-# MNIST: the files carry the md5s that torchvision names. The SHA-256 of the other two are those of
-# TensorFlow Datasets (url_checksums); the addresses are torchvision's.
+# MNIST: the files carry the md5s that torchvision names. The SHA-256 of the next two are those of
+# TensorFlow Datasets (url_checksums), of CIFAR those of Keras (keras/src/datasets); the addresses are torchvision's.
 DATASETS: dict[str, Source] = {
     "digits": Source(
         files={
@@ -106,8 +95,7 @@ DATASETS: dict[str, Source] = {
         addresses=("package:sklearn/datasets/data",),
         image_shape=(1, 8, 8),
         classes=_DIGITS,
-        read=_read_digits,
-        test_fraction=0.2,
+        splits=_read_digits,
     ),
     "mnist": _mnist_like(
         {
@@ -173,5 +161,27 @@ DATASETS: dict[str, Source] = {
         },
         addresses=("http://codh.rois.ac.jp/kmnist/dataset/kmnist",),
         classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    ),
+    "cifar10": Source(
+        files={
+            "cifar-10-python.tar.gz": Archive(
+                "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce", 170498071
+            ),
+        },
+        addresses=("https://www.cs.toronto.edu/~kriz",),
+        image_shape=cifar.SHAPE,
+        classes=cifar.CIFAR10,
+        splits=cifar.read_cifar10,
+    ),
+    "cifar100": Source(
+        files={
+            "cifar-100-python.tar.gz": Archive(
+                "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7", 169001437
+            ),
+        },
+        addresses=("https://www.cs.toronto.edu/~kriz",),
+        image_shape=cifar.SHAPE,
+        classes=cifar.CIFAR100,
+        splits=cifar.read_cifar100,
     ),
 }

@@ -24,6 +24,8 @@ TIMEOUT_S = (10, 30)
 TRIES = 3
 PAUSE_S = 1.0
 
+_NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 
 def fetch(name: str, source: Source, folder: Path, mirror: str | None, progress: bool) -> None:
     """Make `folder` hold exactly the files of data set `name`, fetching only what the cache lacks.
@@ -66,7 +68,7 @@ def _obtain(file: str, archive: Archive, places: list[str], kept: Path, progress
             with files.replacing(kept) as temporary:
                 _copy(address, archive, temporary, progress)
                 _check(temporary, archive)
-        except (ValueError, FileNotFoundError, requests.RequestException) as error:
+        except (ValueError, *_NO_FILE, requests.RequestException) as error:
             failures.append(f"  {address}: {_reason(error)}")
         else:
             return
@@ -83,16 +85,20 @@ def _check(path: Path, archive: Archive) -> None:
         raise ValueError("its SHA-256 is not the published one")
 
 
+_REASONS = (
+    (_NO_FILE, "no such file"),
+    (requests.exceptions.InvalidSchema, "redirects from https to plain http, which is refused"),
+    (requests.exceptions.SSLError, "its certificate is not trusted"),
+    (requests.Timeout, "no answer in time"),
+    (requests.exceptions.ChunkedEncodingError, "the connection broke off"),
+    (requests.ConnectionError, "cannot be reached"),
+)
+
+
 def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, requests.exceptions.InvalidSchema):
-        return "redirects from https to plain http, which is refused"
-    if isinstance(error, requests.Timeout):
+    if "timed out" in str(error):  # requests calls a stall half way a lost connection
         return "no answer in time"
-    if isinstance(error, requests.ConnectionError):
-        return "cannot be reached"
-    return str(error)
+    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), str(error))
 
 
 def _copy(address: str, archive: Archive, target: Path, progress: bool) -> None:
@@ -127,6 +133,7 @@ def _stream(url: str, archive: Archive, target: Path, progress: bool) -> None:
             del session.adapters["http://"]  # a redirect to plain http then fails
         with session.get(url, stream=True, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"}) as response:
             response.raise_for_status()
+            response.raw.headers.pop("Content-Encoding", None)  # some servers call an archive's own gzip one
             bar = tqdm(
                 desc=f"downloading {url}",
                 total=archive.size,

@@ -26,6 +26,10 @@ def replacing(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say whose
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from imageclf import paths
 from imageclf.errors import UserError
 
+Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -31,18 +32,21 @@ StageParams = TypeVar("StageParams", bound=_Strict)
 class DownloadParams(_Strict):
     """What `stages/download.py` reads."""
 
-    dataset: Literal["digits", "mnist", "fashion_mnist", "kmnist"]
+    dataset: Dataset
+    folder: Annotated[str, Field(min_length=1)]
 
 
 class PreprocessParams(_Strict):
     """What `stages/preprocess.py` reads."""
 
-    dataset: Literal["digits", "mnist", "fashion_mnist", "kmnist"]
+    dataset: Dataset
+    classes: Annotated[list[Annotated[str, Field(min_length=1)] | int], Field(min_length=2)] | None
     val_fraction: Annotated[float, Field(ge=0, lt=1)]
     split_seed: Seed
+    grayscale: bool
     image_size: Annotated[int, Field(ge=1, le=1024)] | None
     pad: Annotated[int, Field(ge=0, le=512)]
-    normalize: Literal["standard", "unit", "none"]
+    normalize: Literal["standard", "unit", "symmetric", "zca", "none"]
     permute: bool
     permute_seed: Seed
     one_hot: bool
@@ -51,18 +55,39 @@ class PreprocessParams(_Strict):
 class TrainParams(_Strict):
     """What `stages/train.py` reads."""
 
-    model: Literal["cnn", "mlp"]
+    model: Literal[
+        "cnn",
+        "mlp",
+        "convnet32",
+        "vgg11",
+        "vgg13",
+        "vgg16",
+        "vgg19",
+        "alexnet",
+        "zfnet",
+        "googlenet",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+    ]
     channels: Annotated[list[Count], Field(min_length=1)]
     kernel_size: Annotated[int, Field(ge=1, le=31)]
     conv_padding: Literal["same", "valid"]
     hidden: list[Count]
+    width: Annotated[float, Field(gt=0, le=16)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    loss: Literal["cross_entropy"]
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"]
+    loss: Literal["cross_entropy", "nll", "kl_div", "mse", "l1"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "rmsprop_keras", "muon"]
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
+    nesterov: bool
     weight_decay: Annotated[float, Field(ge=0)]
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "step", "cosine", "one_cycle"]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    shift: Annotated[int, Field(ge=0, le=512)]
+    flip: bool
+    cutout: Annotated[int, Field(ge=0, le=512)]
     batch_size: Count
     epochs: Count
     seed: Seed
@@ -90,6 +115,14 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        names = [str(name) for name in self.classes or ()]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"classes: {twice[0]!r} stands twice")
+        moving = [key for key in ("shift", "flip", "cutout") if getattr(self, key)]
+        if self.permute and moving:
+            raise ValueError(f"permute: true leaves no neighbours to {moving[0]} by; set {moving[0]} to 0 or false")
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
+            raise ValueError("nesterov: true needs a momentum above 0")
         return self
 
     def of(self, stage: type[StageParams]) -> StageParams:
@@ -99,22 +132,37 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
 
 def load(path: Path = paths.PARAMS) -> Params:
     """Read and validate `path`; raises `UserError` with a line for each key that is wrong."""
+    return validate(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file; raises `UserError` where there is no such file, or no `key: value` lines in it."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} is not here: run from the project's root") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    try:
-        content = yaml.load(text, Yaml12Loader)  # noqa: S506 - a SafeLoader with fewer types
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {_where(error)}") from None
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold `key: value` lines, as the committed one does")
+    return content
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """What a YAML 1.2 text says; raises `UserError` that names `source` and the line."""
+    try:
+        return yaml.load(text, Yaml12Loader)  # noqa: S506 - a SafeLoader with fewer types
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {_where(error)}") from None
+
+
+def validate(content: dict[str, Any], source: str) -> Params:
+    """Parameters from what params.yaml would hold; raises `UserError` with a line for each key that is wrong."""
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise UserError("\n".join(f"{path}: {line}" for line in _sentences(error))) from None
+        raise UserError("\n".join(f"{source}: {line}" for line in _sentences(error))) from None
 
 
 class Yaml12Loader(yaml.SafeLoader):
@@ -137,7 +185,15 @@ class Yaml12Loader(yaml.SafeLoader):
 
 
 def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
-    text = loader.construct_scalar(node).replace("_", "").lower()
+    try:
+        return _parse_number(loader.construct_scalar(node))
+    except ValueError:  # `._`, or more digits than Python converts
+        problem = f"{node.value[:20]!r} is not a number"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def _parse_number(text: str) -> int | float:
+    text = text.replace("_", "").lower()
     if re.fullmatch(r"[-+]?\.(inf|nan)", text):
         return float(text.replace(".", ""))
     digits = text.lstrip("+-")
@@ -151,7 +207,7 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
 _NUMBER = re.compile(
     r"""[-+]?(?: 0b[01_]+ | 0o[0-7_]+ | 0x[0-9a-fA-F_]+
                | [0-9][0-9_]* (?:\.[0-9_]*)? (?:[eE][-+]?[0-9]+)?
-               | \.[0-9_]+ (?:[eE][-+]?[0-9]+)?
+               | \.[0-9_]+ (?:[eE][-+][0-9]+)?
                | \.(?:inf|Inf|INF) ) $ | \.(?:nan|NaN|NAN)$""",
     re.VERBOSE,
 )
@@ -173,25 +229,29 @@ def _where(error: yaml.YAMLError) -> str:
 def _sentences(error: ValidationError) -> Iterator[str]:
     """One sentence a wrong key, with the key, the value and the nearest valid choice."""
     told: set[str] = set()
-    missing = [str(details["loc"][-1]) for details in error.errors() if details["type"] == "missing"]
-    for details in error.errors():
+    errors = error.errors()
+    missing = [str(details["loc"][-1]) for details in errors if details["type"] == "missing"]
+    for details in errors:
         group, key = _split(details)
         if key not in told:  # a union reports once for each of its members
             told.add(key)
             # A misspelt key is missing too, and is then what was meant.
             keys = [name for name in group.model_fields if name in missing] or list(group.model_fields)
-            sentence = _sentence(details, keys)
+            sentence = _sentence(details, keys) + "".join(
+                f"; or {other.get('ctx', {})['expected']}"  # threads: a number, or 'auto'
+                for other in errors
+                if other is not details and other["type"] == "literal_error" and _split(other)[1] == key
+            )
             yield f"{key}: {sentence}" if key else sentence
 
 
 def _split(details: ErrorDetails) -> tuple[type[BaseModel], str]:
     """The class that the wrong key belongs to, and the key as one writes it: `runtime.device`, `hidden[1]`."""
-    location = [
-        part for part in details["loc"] if not (isinstance(part, str) and re.search(r"[^a-z0-9_]", part, re.IGNORECASE))
-    ]
+    location = details["loc"]
     nested = len(location) > 1 and location[0] == "runtime"
     group = RuntimeParams if nested else Params
     head = location[: 2 if nested else 1]
+    # After the key come rows of a list, and names of a union's members.
     rows = "".join(f"[{part}]" for part in location[len(head) :] if isinstance(part, int))
     return group, ".".join(map(str, head)) + rows
 
@@ -214,15 +274,9 @@ def _sentence(details: ErrorDetails, keys: list[str]) -> str:
 
 
 def _nearest(word: str, choices: list[str]) -> str:
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.4) or choices[:1] * (len(choices) == 1)
+    near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.4) or choices[:1] * (len(choices) == 1)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(choices)}"
 
 
 def _hint(value: object) -> str:
-    if isinstance(value, str):
-        try:
-            float(value)
-        except ValueError:
-            return ""
-        return ", a text: take the quotes away"
-    return ""
+    return ", a text: take the quotes away" if isinstance(value, str) and _NUMBER.match(value) else ""

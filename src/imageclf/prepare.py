@@ -1,36 +1,41 @@
-"""Labelled images to pixels that a net can eat: split, resize, pad, permute, measure, write.
+"""Labelled images to what a net can eat: choose, split, transform, measure, write.
 
 Everything streams: what is in memory is a chunk of images and the labels, however large the set is.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import difflib
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from imageclf import files
-from imageclf.datasets import Images, Source
+from imageclf import files, npy, whitening
 from imageclf.errors import UserError
-from imageclf.splits import MANIFEST, PERMUTATION, split_files
+from imageclf.pixels import Transform, histogram, moments
+from imageclf.raw import Images, Pixels, RawData
+from imageclf.splits import MANIFEST, PERMUTATION, WHITENING, WHITENING_MEAN, split_files
 
-TEST_SEED = 0
-"""Which images are the test split of a source that names none: a constant, so that all results compare."""
+TEST_FRACTION, TEST_SEED = 0.2, 0
+"""Which images are the test split of a source that names none: constants, so that all results compare."""
 
-Chunk = NDArray[np.uint8]
+PIECE_BYTES = 2**20
+"""Pixels transformed at a time: a resize can make a chunk a thousand times larger."""
 
 
 def prepare(
-    source: Source,
-    images: dict[str, Images],
+    raw: RawData,
     folder: Path,
     *,
+    dataset: str,
+    classes: list[str] | None,
     val_fraction: float,
     split_seed: int,
+    grayscale: bool,
     image_size: int | None,
     pad: int,
     normalize: str,
@@ -40,39 +45,32 @@ def prepare(
     """Write the prepared files of `splits` into `folder` and return their manifest.
 
     The arguments are the knobs of params.yaml; `permute_seed` is None where the pixels stay in place.
-    Raises `UserError` where a split would be left without an image.
+    Raises `UserError` where a class is unknown or a split would be left without an image.
     """
-    parts = _assign(images, source.test_fraction, val_fraction, split_seed)
-    transform, shape, permutation = _transform(source.image_shape, image_size, pad, permute_seed)
+    raw = raw if classes is None else keep_classes(raw, classes)
+    parts = _assign(raw.splits, val_fraction, split_seed)
+    transform = Transform(
+        raw.image_shape, grayscale=grayscale, image_size=image_size, pad=pad, permute_seed=permute_seed
+    )
+    if normalize == "zca":
+        whitening.check(transform.shape)
     digests: dict[str, str] = {}
-    histogram = np.zeros((shape[0], 256), np.int64)
-    with ExitStack() as stack:
-        writers = {
-            part.split: stack.enter_context(
-                _writing(folder / split_files(part.split)[0], (len(part.rows), *shape), digests)
-            )
-            for part in parts
-        }
-        for origin, chunk, start in _chunks(images, transform):
-            for part in parts:
-                if part.origin == origin:
-                    first, last = np.searchsorted(part.rows, (start, start + len(chunk)))
-                    mine = chunk[part.rows[first:last] - start]
-                    writers[part.split].append(mine)
-                    if part.split == "train":
-                        histogram += _histogram(mine)
-    for part in parts:
-        targets = images[part.origin].labels[part.rows]
-        if one_hot:
-            targets = np.eye(len(source.classes), dtype=np.uint8)[targets]
-        _write_array(folder / split_files(part.split)[1], targets, digests)
-    if permutation is not None:
-        _write_array(folder / PERMUTATION, permutation, digests)
-    mean, std = _moments(histogram)
+    mean, std = moments(_write_images(raw, parts, transform, folder, digests))
+    _write_targets(raw, parts, one_hot, folder, digests)
+    if transform.permutation is not None:
+        npy.write(folder / PERMUTATION, transform.permutation, digests)
+    if normalize == "zca":
+        _write_whitening(folder, digests)
     manifest = {
-        "classes": list(source.classes),
-        "image_shape": list(shape),
+        "dataset": dataset,
+        "classes": list(raw.classes),
+        "image_shape": list(transform.shape),
         "counts": {part.split: len(part.rows) for part in parts},
+        "skipped": list(raw.skipped),
+        "raw_shape": list(raw.image_shape),
+        "grayscale": transform.grayscale,
+        "image_size": transform.image_size,
+        "pad": pad,
         "normalize": normalize,
         "mean": mean,
         "std": std,
@@ -82,6 +80,32 @@ def prepare(
     files.write_manifest(folder / MANIFEST, manifest)
     files.keep_only(folder, {MANIFEST, *digests})
     return manifest
+
+
+def keep_classes(raw: RawData, classes: list[str]) -> RawData:
+    """The images of `classes` alone, which count from 0 in the order given; raises `UserError` for an unknown one."""
+    for name in classes:
+        if name not in raw.classes:
+            (nearest,) = difflib.get_close_matches(name, raw.classes, n=1, cutoff=0.0)
+            raise UserError(f"classes: {name!r} is not among the {len(raw.classes)} here; the nearest is {nearest!r}")
+    index = np.full(len(raw.classes), -1)
+    index[[raw.classes.index(name) for name in classes]] = np.arange(len(classes))
+    splits = {split: _labelled(images, index) for split, images in raw.splits.items()}
+    return replace(raw, splits=splits, classes=tuple(classes))
+
+
+def _labelled(images: Images, index: NDArray[np.int64]) -> Images:
+    """The images with new labels, index[old], without those whose new label is negative."""
+    labels = index[images.labels]
+    kept = labels >= 0
+
+    def chunks() -> Iterator[Pixels]:
+        start = 0
+        for chunk in images.chunks():
+            yield chunk[kept[start : start + len(chunk)]]
+            start += len(chunk)
+
+    return Images(labels[kept], chunks)
 
 
 def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -102,19 +126,19 @@ class _Part(NamedTuple):
     rows: NDArray[np.intp]
 
 
-def _assign(
-    images: dict[str, Images], test_fraction: float | None, val_fraction: float, split_seed: int
-) -> list[_Part]:
+def _assign(images: dict[str, Images], val_fraction: float, split_seed: int) -> list[_Part]:
     labels = images["train"].labels
     rows = {"train": np.arange(len(labels))}
-    if test_fraction is not None:
-        rows["train"], rows["test"] = _hold_out(rows["train"], labels, test_fraction, TEST_SEED)
+    if "test" not in images:
+        rows["train"], rows["test"] = _hold_out(rows["train"], labels, TEST_FRACTION, TEST_SEED)
     if val_fraction > 0:
         rows["train"], rows["val"] = _hold_out(rows["train"], labels, val_fraction, split_seed)
     parts = [_Part(split, "train", kept) for split, kept in rows.items()]
     if "test" in images:
         parts.append(_Part("test", "test", np.arange(len(images["test"].labels))))
     for part in parts:
+        if len(part.rows) == 0 and part.split == "test":
+            raise UserError(f"these {len(labels):,} images leave none for test")
         if len(part.rows) == 0:
             raise UserError(
                 f"val_fraction: {val_fraction} of these {len(labels):,} images leaves none for {part.split}; "
@@ -130,95 +154,54 @@ def _hold_out(
     return rows[~held], rows[held]
 
 
-def _transform(
-    shape: tuple[int, int, int], size: int | None, pad: int, permute_seed: int | None
-) -> tuple[Callable[[Chunk], Chunk], tuple[int, int, int], NDArray[np.int64] | None]:
-    """The chunk-to-chunk function (resize, pad, permute), the shape it gives, and the permutation or None."""
-    channels, height, width = shape
-    if size is not None:
-        height, width = size, size
-    height, width = height + 2 * pad, width + 2 * pad
-    permutation = None if permute_seed is None else np.random.default_rng(permute_seed).permutation(height * width)
-
-    def transform(chunk: Chunk) -> Chunk:
-        if size is not None and chunk.shape[2:] != (size, size):
-            chunk = _resize(chunk, size)
-        if pad:
-            chunk = np.pad(chunk, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-        if permutation is not None:
-            flat = chunk.reshape(len(chunk), channels, height * width)
-            chunk = flat[:, :, permutation].reshape(chunk.shape)
-        return chunk
-
-    return transform, (channels, height, width), permutation
-
-
-def _resize(chunk: Chunk, size: int) -> Chunk:
-    resized = np.empty((*chunk.shape[:2], size, size), np.uint8)
-    for image, target in zip(chunk, resized, strict=True):
-        for plane, target_plane in zip(image, target, strict=True):
-            target_plane[:] = Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR)
-    return resized
+def _write_images(
+    raw: RawData, parts: list[_Part], transform: Transform, folder: Path, digests: dict[str, str]
+) -> NDArray[np.int64]:
+    """Write each split's images; returns how often each level occurs in train, (channels, 256)."""
+    levels = np.zeros((transform.shape[0], 256), np.int64)
+    most = max(1, PIECE_BYTES // max(math.prod(raw.image_shape), math.prod(transform.shape)))
+    with ExitStack() as stack:
+        writers = {
+            part.split: stack.enter_context(
+                npy.writing(folder / split_files(part.split)[0], (len(part.rows), *transform.shape), digests)
+            )
+            for part in parts
+        }
+        for origin, piece, start in _pieces(raw.splits, most):
+            transformed = transform(piece)
+            for part in parts:
+                if part.origin == origin:
+                    first, last = np.searchsorted(part.rows, (start, start + len(piece)))
+                    mine = transformed[part.rows[first:last] - start]
+                    writers[part.split].append(mine)
+                    if part.split == "train":
+                        levels += histogram(mine)
+    return levels
 
 
-def _chunks(images: dict[str, Images], transform: Callable[[Chunk], Chunk]) -> Iterator[tuple[str, Chunk, int]]:
-    """(origin, transformed chunk, row of its first image) through all images."""
+def _pieces(images: dict[str, Images], most: int) -> Iterator[tuple[str, Pixels, int]]:
+    """(origin, at most `most` images, row of the first of them) through all images."""
     for origin, part in images.items():
         start = 0
         for chunk in part.chunks():
-            yield origin, transform(chunk), start
-            start += len(chunk)
+            for first in range(0, len(chunk), most):
+                piece = chunk[first : first + most]
+                yield origin, piece, start
+                start += len(piece)
         if start != len(part.labels):
             raise ValueError(f"{origin}: {start} images for {len(part.labels)} labels")
 
 
-def _histogram(chunk: Chunk) -> NDArray[np.int64]:
-    """How often each grey level occurs, (channels, 256): sums of it are exact in any order."""
-    planes = chunk.swapaxes(0, 1).reshape(chunk.shape[1], -1)
-    return np.stack([np.bincount(plane, minlength=256) for plane in planes])
+def _write_targets(raw: RawData, parts: list[_Part], one_hot: bool, folder: Path, digests: dict[str, str]) -> None:
+    for part in parts:
+        targets = raw.splits[part.origin].labels[part.rows]
+        if one_hot:
+            targets = np.eye(len(raw.classes), dtype=np.uint8)[targets]
+        npy.write(folder / split_files(part.split)[1], targets, digests)
 
 
-def _moments(histogram: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, pixels on a scale of 0..1."""
-    levels = np.arange(256) / 255
-    share = histogram / histogram.sum(axis=1, keepdims=True)
-    mean = share @ levels
-    variance = (share * (levels - mean[:, None]) ** 2).sum(axis=1)
-    return mean.tolist(), np.sqrt(variance).tolist()
-
-
-class _NpyWriter:
-    """An .npy file written chunk by chunk, hashed on the way."""
-
-    def __init__(self, file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self, header)  # type: ignore[arg-type] - it calls write alone
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._hash.update(data)
-        self._file.write(data)
-
-    def append(self, rows: NDArray[Any]) -> None:
-        self.write(np.ascontiguousarray(rows).data.cast("B"))
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-
-@contextmanager
-def _writing(
-    path: Path, shape: tuple[int, ...], digests: dict[str, str], dtype: Any = np.uint8
-) -> Iterator[_NpyWriter]:
-    """An array file that appears, with its digest in `digests`, when it is whole."""
-    with files.replacing(path) as temporary:
-        with temporary.open("wb") as file:
-            writer = _NpyWriter(file, shape, np.dtype(dtype))
-            yield writer
-        digests[path.name] = writer.digest()
-
-
-def _write_array(path: Path, array: NDArray[Any], digests: dict[str, str]) -> None:
-    with _writing(path, array.shape, digests, array.dtype) as writer:
-        writer.append(array)
+def _write_whitening(folder: Path, digests: dict[str, str]) -> None:
+    train = np.load(folder / split_files("train")[0], mmap_mode="r", allow_pickle=False)
+    mean, matrix = whitening.measure(train)
+    npy.write(folder / WHITENING_MEAN, mean, digests)
+    npy.write(folder / WHITENING, matrix, digests)

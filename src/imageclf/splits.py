@@ -3,6 +3,8 @@
     {train,val,test}_images.npy    uint8 (N, channels, height, width), pixels permuted if asked for
     {train,val,test}_targets.npy   one-hot uint8 (N, K), or class indices int64 (N,)
     permutation.npy                int64 (height * width,), if asked for: stored[i] = original[permutation[i]]
+    whitening_mean.npy             float32 (d,) and
+    whitening.npy                  float32 (d, d) over the d = channels * height * width pixels, if asked for
     dataset.json                   everything else, with the SHA-256 of each file and of itself
 
 There is no `val` pair where `val_fraction` is 0. `train` fits, `val` chooses, `test` reports once.
@@ -19,6 +21,7 @@ from imageclf import files
 
 MANIFEST = "dataset.json"
 PERMUTATION = "permutation.npy"
+WHITENING, WHITENING_MEAN = "whitening.npy", "whitening_mean.npy"
 
 
 def split_files(split: str) -> tuple[str, str]:
@@ -73,12 +76,31 @@ class Prepared:
             case "standard":
                 # Half a grey level: a channel that is constant in train must not be divided by 0.
                 return self.manifest["mean"], [max(std, 0.5 / 255) for std in self.manifest["std"]]
-            case "unit":
+            case "symmetric":
+                return [0.5] * channels, [0.5] * channels
+            case "unit" | "zca":
                 return [0.0] * channels, [1.0] * channels
             case "none":
                 return [0.0] * channels, [1 / 255] * channels
             case unknown:
                 raise ValueError(f"normalize: {unknown!r}")
+
+    @property
+    def whitening(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Mean (d,) and ZCA matrix (d, d) over the d pixels of a stored image, scale 0..1; None if not whitened."""
+        if WHITENING not in self.manifest["files"]:
+            return None
+        return self._load(WHITENING_MEAN), self._load(WHITENING)
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """What turned images of `raw_shape` into the stored ones, the permutation aside: knobs of params.yaml."""
+        return {key: self.manifest[key] for key in ("grayscale", "image_size", "pad")}
+
+    @property
+    def mean_level(self) -> int:
+        """The mean grey level of the train split, over all channels, 0..255."""
+        return round(255 * sum(self.manifest["mean"]) / len(self.manifest["mean"]))
 
     @property
     def permutation(self) -> NDArray[np.int64] | None:

@@ -1,0 +1,102 @@
+"""How a stage ends is all that DVC and the person see of a failure: exit code and last words of real processes."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import names
+from imports import SOURCE
+
+HEAD = f"""
+import errno, os, sys, time
+sys.path.insert(0, {str(SOURCE)!r})
+from imageclf import errors, files
+
+def main():
+"""
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A test run started in the background ignores Ctrl-C, and so would the processes it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def start(body: str) -> subprocess.Popen[str]:
+    """A process that runs a stage whose `main` is `body`."""
+    program = f"{HEAD}    {body}\n\nerrors.run(main)\n"
+    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(body: str) -> tuple[int, str]:
+    """The exit code of such a process, and what it said on stderr."""
+    process = start(body)
+    _, said = process.communicate()
+    return process.returncode, said
+
+
+def test_a_finished_stage_exits_0_and_says_nothing() -> None:
+    assert end("pass") == (0, "")
+
+
+def test_a_users_mistake_is_one_line_and_1() -> None:
+    assert end("raise errors.UserError('lr: is missing')") == (1, "error: lr: is missing\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'data/x')", "data/x: No space left on device"),
+        ("raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))", "No space left on device"),
+        ("open('/nowhere/x')", "/nowhere/x: No such file or directory"),
+    ],
+)
+def test_a_failing_disk_is_one_line_and_1(body: str, sentence: str) -> None:
+    assert end(body) == (1, f"error: {sentence}\n")
+
+
+@pytest.mark.parametrize("body", ["1 / 0", "raise OSError('a bug without an errno')"])
+def test_a_bug_is_a_traceback_and_1(body: str) -> None:
+    code, said = end(body)
+    assert code == 1
+    assert said.startswith("Traceback")
+    assert not said.splitlines()[-1].startswith("error:")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_with_the_signals_code_and_without_a_traceback(number: signal.Signals, code: int) -> None:
+    process = start("print('ready', flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_no_half_written_file(number: signal.Signals, tmp_path: Path) -> None:
+    process = start(
+        f"with files.replacing(files.Path({str(tmp_path)!r}, 'x')) as path:"
+        " path.write_text('half'); print('ready', flush=True); time.sleep(60)"
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    process.communicate()
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new(tmp_path: Path) -> None:
+    """A limit on the size of files, which the kernel answers like a full disk: in the middle of a write."""
+    (tmp_path / "x").write_text("old")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    code, said = end(f"{limit}; files.write_text(files.Path({str(tmp_path)!r}, 'x'), 'new' * 1000)")
+    assert (code, said) == (1, "error: File too large\n")
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_text() == "old"

@@ -1,0 +1,425 @@
+"""Whatever a file holds gives its documented pixels or its reason, and neither time nor memory is lost to a bad one."""
+
+import io
+import os
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from imports import ROOT, SOURCE
+from numpy.typing import NDArray
+from PIL import Image
+
+from imageclf import images
+from imageclf.errors import UserError
+from imageclf.images import Member, UnreadableError, decode, decode_members, shape_of_first
+
+# A corner, an edge and a field of their own, so that no turn or mirror image of it is the same.
+SCENE = np.full((6, 8, 3), (200, 40, 90), np.uint8)
+SCENE[0, 0], SCENE[0, 1:], SCENE[1:, 0] = (255, 255, 255), (0, 0, 0), (10, 220, 130)
+
+
+def encoded(image: Image.Image | NDArray[np.uint8], kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of an image file."""
+    stream = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def planes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(height, width, 3) as `decode` gives it."""
+    return pixels.transpose(2, 0, 1)
+
+
+def grey(levels: Sequence[Sequence[int]]) -> NDArray[np.uint8]:
+    """Grey levels as `decode` gives them."""
+    return np.array([levels] * 3, np.uint8)
+
+
+def reason(data: bytes) -> str:
+    """Why a file gives no image."""
+    with pytest.raises(UnreadableError) as caught:
+        decode(data)
+    return str(caught.value)
+
+
+# --- formats ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("PNG", {"interlace": 1}), ("PNG", {"compress_level": 0})],
+)
+def test_lossless_formats_give_the_exact_pixels(kind: str, options: dict[str, Any]) -> None:
+    decoded = decode(encoded(SCENE, kind, **options))
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.c_contiguous
+    assert np.array_equal(decoded, planes(SCENE))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 95, "subsampling": 0}])
+def test_jpeg_gives_what_pillow_gives(options: dict[str, Any]) -> None:
+    data = encoded(SCENE, "JPEG", **options)
+    assert np.array_equal(decode(data), planes(np.asarray(Image.open(io.BytesIO(data)))))
+
+
+def test_what_follows_an_image_does_not_matter() -> None:
+    assert np.array_equal(decode(encoded(SCENE) + b"appended"), planes(SCENE))
+
+
+# --- modes ---
+
+
+def test_grey_becomes_three_equal_planes() -> None:
+    assert np.array_equal(decode(encoded(np.array([[0, 7, 255]], np.uint8))), grey([[0, 7, 255]]))
+
+
+def test_one_bit_is_black_and_white() -> None:
+    image = Image.fromarray(np.array([[0, 255, 0]], np.uint8)).convert("1")
+    assert np.array_equal(decode(encoded(image)), grey([[0, 255, 0]]))
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped_to_white() -> None:
+    image = Image.fromarray(np.array([[0, 255, 256, 32768, 65535]]).astype("<u2"))
+    assert image.mode == "I;16"
+    assert np.array_equal(decode(encoded(image)), grey([[0, 0, 1, 128, 255]]))
+
+
+def test_16_bit_colour_is_scaled_in_the_same_way() -> None:
+    levels = np.array([0, 255, 256, 32768, 65535], ">u2")
+    data = png(width=5, height=1, depth=16, colour=2, rows=np.repeat(levels, 3).tobytes())
+    assert np.array_equal(decode(data), grey([[0, 0, 1, 128, 255]]))
+
+
+def test_a_palette_is_looked_up() -> None:
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([2, 0, 1])
+    assert decode(encoded(image))[:, 0].T.tolist() == [[70, 80, 90], [10, 20, 30], [40, 50, 60]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_a_transparent_colour_of_a_palette_becomes_black(kind: str) -> None:
+    image = Image.new("P", (3, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.putdata([2, 0, 1])
+    decoded = decode(encoded(image, kind, transparency=1))
+    assert decoded[:, 0].T.tolist() == [[70, 80, 90], [10, 20, 30], [0, 0, 0]]
+
+
+def test_a_palette_with_a_transparency_for_each_colour_is_laid_over_black() -> None:
+    image = Image.new("P", (3, 1))
+    image.putpalette([100, 100, 100, 200, 200, 200, 50, 50, 50])
+    image.putdata([0, 1, 2])
+    assert decode(encoded(image, transparency=bytes([255, 51, 0])))[0].tolist() == [[100, 40, 0]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_transparency_is_laid_over_black(kind: str) -> None:
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, :3], pixels[0, :, 3] = (200, 100, 50), (255, 51, 0)
+    decoded = decode(encoded(pixels, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})))
+    assert decoded[:, 0].T.tolist() == [[200, 100, 50], [40, 20, 10], [0, 0, 0]]
+
+
+def test_transparent_grey_is_laid_over_black() -> None:
+    image = Image.merge("LA", [Image.new("L", (1, 1), 200), Image.new("L", (1, 1), 51)])
+    assert np.array_equal(decode(encoded(image)), grey([[40]]))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_colour_that_is_named_transparent_becomes_black(mode: str) -> None:
+    image = Image.new("L", (2, 1), 9)
+    image.putpixel((1, 0), 7)
+    decoded = decode(encoded(image.convert(mode), transparency=9 if mode == "L" else (9, 9, 9)))
+    assert np.array_equal(decoded, grey([[0, 7]]))
+
+
+def test_cmyk_becomes_rgb() -> None:
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red = decode(encoded(image, "JPEG", quality=95))[:, 8, 8].astype(int)
+    assert np.all(abs(red - [255, 0, 0]) <= 3)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)
+    assert np.array_equal(decode(data), planes(np.asarray(frames[0])))
+
+
+# --- orientation ---
+
+TURNS = [
+    None,
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_270,
+]
+"""What a camera did to the upright scene that writes EXIF orientation 1 to 8."""
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_the_eight_exif_orientations_give_the_same_upright_image(kind: str) -> None:
+    scene = Image.fromarray(SCENE if kind != "JPEG" else SCENE.repeat(8, 0).repeat(8, 1))
+    seen: list[NDArray[np.uint8]] = []
+    for orientation, turn in enumerate(TURNS, start=1):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned = scene if turn is None else scene.transpose(turn)
+        options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0}
+        seen.append(decode(encoded(turned, kind, exif=exif.tobytes(), **options)))
+    assert seen[0].shape == (3, scene.height, scene.width)
+    slack = 3 if kind == "JPEG" else 0  # a block's rounding depends on how it lies
+    assert all(abs(other.astype(int) - seen[0]).max() <= slack for other in seen)
+    assert abs(seen[0].astype(int) - planes(np.asarray(scene))).max() <= slack + 3 * (kind == "JPEG")
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\x01\0"])
+def test_broken_exif_does_not_spoil_an_image(exif: bytes) -> None:
+    data = encoded(SCENE, "JPEG")
+    marked = data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+    assert np.array_equal(decode(marked), decode(data))
+
+
+# --- size ---
+
+
+def test_image_size_stretches_to_a_square_as_pillow_does() -> None:
+    decoded = decode(encoded(SCENE), image_size=5)
+    assert decoded.shape == (3, 5, 5)
+    assert np.array_equal(decoded, planes(np.asarray(Image.fromarray(SCENE).resize((5, 5), Image.Resampling.BILINEAR))))
+
+
+def test_image_size_leaves_an_image_of_that_size() -> None:
+    square = SCENE[:, :6]
+    assert np.array_equal(decode(encoded(square), image_size=6), planes(square))
+
+
+def test_a_smaller_image_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert abs(decode(encoded(stripes), image_size=8)[:, :, 1:-1].astype(int) - 127).max() <= 2
+
+
+# --- what is no image ---
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0",
+        b"a note about these images",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        b"8BPS\0\1" + bytes(100),
+        b"SIMPLE  =                    T" + bytes(3000),
+        encoded(SCENE, "TIFF"),
+        encoded(SCENE, "PPM"),
+        encoded(SCENE, "TGA"),
+        encoded(Image.fromarray(SCENE), "ICO"),
+        encoded(SCENE, "PCX"),
+        encoded(Image.fromarray(SCENE), "PDF"),
+        encoded(Image.fromarray(SCENE), "EPS"),
+        b"\x89PNG\r\n\x1a",
+        b"RIFF\0\0\0\0WEBX",
+    ],
+    ids=range(16),
+)
+def test_the_content_decides_what_is_an_image(data: bytes) -> None:
+    assert reason(data) == "not a PNG, JPEG, BMP, GIF or WEBP image"
+
+
+KINDS = ["PNG", "JPEG", "BMP", "GIF", "WEBP"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_a_truncated_image_is_refused(kind: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(256, size=(40, 50, 3), dtype=np.uint8)
+    data = encoded(noise, kind)
+    assert reason(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_flipped_bytes_end_in_anything_but_an_image_or_a_reason(kind: str) -> None:
+    data = encoded(SCENE, kind)
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        flipped = bytearray(data)
+        for position in random.integers(len(data), size=3):
+            flipped[position] ^= 1 << random.integers(8)
+        try:
+            assert decode(bytes(flipped)).dtype == np.uint8
+        except UnreadableError as error:
+            assert str(error)  # noqa: PT017 - either is right
+
+
+# --- bombs ---
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, *, depth: int = 8, colour: int = 2, rows: bytes = b"") -> bytes:
+    """A PNG of raw rows, each with filter 0; `colour` 2 is RGB, 0 grey."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    length = len(rows) // height
+    filtered = b"".join(b"\0" + rows[start : start + length] for start in range(0, len(rows), length or 1))
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(filtered)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(7072, 7072), (9000, 9000), (50_000_001, 1), (65_000, 65_000), (2**31 - 1, 2**31 - 1)]
+)
+def test_a_bomb_is_refused_by_its_header(width: int, height: int) -> None:
+    assert reason(png(width, height)) == "more than 50 million pixels"
+
+
+def test_a_gif_whose_frame_is_larger_than_its_screen_is_refused() -> None:
+    data = bytearray(encoded(Image.new("L", (4, 4)), "GIF"))
+    frame = data.index(b"\x2c")
+    data[frame + 5 : frame + 9] = struct.pack("<HH", 60_000, 60_000)
+    assert reason(bytes(data)) == "more than 50 million pixels"
+
+
+def test_a_bomb_costs_no_memory(tmp_path: Path) -> None:
+    """49,000 x 49,000 zeros of one bit, 300 MB as such and 9.6 GB in RGB, from 300 kB."""
+    side = 49_000
+    stream = zlib.compressobj(9)
+    row = bytes(1 + (side + 7) // 8)
+    data = b"".join(stream.compress(row) for _ in range(side)) + stream.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    program = f"""
+import resource, sys; sys.path.insert(0, {str(SOURCE)!r})
+from imageclf.images import UnreadableError, decode
+data = open({str(tmp_path / "bomb.png")!r}, "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    decode(data)
+except UnreadableError as error:
+    print(error, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, sep=";")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    told, grown = done.stdout.strip().split(";")
+    assert told == "more than 50 million pixels"
+    assert int(grown) < 10_000  # kB
+
+
+def test_text_that_inflates_is_refused() -> None:
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(200 * 2**20), 9))
+    data = png(1, 1, rows=b"abc")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "damaged" in reason(data[:33] + text + data[33:])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+# --- many ---
+
+
+def member_file(path: Path, contents: dict[str, bytes]) -> list[Member]:
+    """Files one after the other in `path`, and where they stand."""
+    members, offset = [], 0
+    for name, content in contents.items():
+        members.append(Member(name, offset, len(content)))
+        offset += len(content)
+    path.write_bytes(b"".join(contents.values()))
+    return members
+
+
+def first_of(path: Path, members: list[Member], image_size: int | None = None) -> tuple[str, tuple[int, int, int]]:
+    """The name and shape of the first image."""
+    found = shape_of_first(path, members, image_size)
+    assert found is not None
+    return found
+
+
+def numbered(count: int) -> dict[str, bytes]:
+    """Images of 3x2 of one level each, with some that are none among them."""
+    files = {f"{number:04}.png": encoded(np.full((2, 3), number % 256, np.uint8)) for number in range(count)}
+    return {name: b"broken" if number % 7 == 3 else data for number, (name, data) in enumerate(files.items())}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_members_come_in_their_order_whatever_the_workers(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "POOL_FROM", 1)
+    monkeypatch.setattr(images, "BATCH", 16)
+    members = member_file(tmp_path / "images", numbered(300))
+    example = first_of(tmp_path / "images", members)
+    assert example == ("0000.png", (3, 2, 3))
+    batches = list(decode_members(tmp_path / "images", members, example, None, workers))
+    assert max(len(batch.pixels) for batch in batches) <= 16
+    pixels = np.concatenate([batch.pixels for batch in batches])
+    good = [number for number in range(300) if number % 7 != 3]
+    assert pixels.shape == (len(good), 3, 2, 3)
+    assert np.array_equal(pixels[:, 1, 1, 2], np.array(good) % 256)
+    broken = {name: why for batch in batches for name, why in batch.unreadable.items()}
+    assert list(broken) == [f"{number:04}.png" for number in range(300) if number % 7 == 3]
+    assert set(broken.values()) == {"not a PNG, JPEG, BMP, GIF or WEBP image"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sizes_that_differ_are_refused_with_two_examples(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "POOL_FROM", 1)
+    sizes = {"broken": b"", "a": encoded(SCENE), "b": encoded(SCENE[:5]), "c": encoded(SCENE[:4])}
+    members = member_file(tmp_path / "images", sizes)
+    example = first_of(tmp_path / "images", members)
+    assert example == ("a", (3, 6, 8))
+    with pytest.raises(UserError, match=r"'a' has 8x6 pixels, 'b' has 8x5; image_size resizes them all to one"):
+        list(decode_members(tmp_path / "images", members, example, None, workers))
+    example = first_of(tmp_path / "images", members, 4)
+    assert example == ("a", (3, 4, 4))
+    (batch,) = decode_members(tmp_path / "images", members, example, 4, workers)
+    assert batch.pixels.shape == (3, 3, 4, 4)
+
+
+def test_there_may_be_no_image_at_all(tmp_path: Path) -> None:
+    members = member_file(tmp_path / "images", {"a": b"", "b": b"text"})
+    assert shape_of_first(tmp_path / "images", members, None) is None
+
+
+def test_the_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    members = member_file(tmp_path / "images", numbered(40))
+    program = f"""
+import os, signal, sys; sys.path.insert(0, {str(SOURCE)!r})
+from pathlib import Path
+from imageclf import images
+if __name__ == "__main__":
+    images.POOL_FROM, images.BATCH = 1, 1
+    members = [images.Member(*member) for member in {[tuple(member) for member in members]!r}]
+    batches = images.decode_members(Path({str(tmp_path / "images")!r}), members, ("a", (3, 2, 3)), None, 2)
+    next(batches)
+    import multiprocessing
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    with subprocess.Popen([sys.executable, path], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        children = [int(pid) for pid in parent.stdout.readline().split()]
+        parent.stdout.read()  # ends when the last process that holds it has ended
+    assert len(children) == 2
+    assert not any(os.path.exists(f"/proc/{pid}/exe") for pid in children)  # noqa: PTH110 - a link into nowhere

@@ -1,0 +1,365 @@
+"""`params.yaml` means the same to us as to DVC, and whatever is wrong in it is refused by name before any work."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import yaml  # noqa: TID251 - to hold our loader against it
+from dvc.utils.serialize import ParseError, parse_yaml
+from imports import ROOT, SOURCE
+
+from imageclf import params
+from imageclf.datasets import DATASETS
+from imageclf.errors import UserError
+from imageclf.losses import LOSSES
+from imageclf.models import MODELS
+from imageclf.optim import OPTIMIZERS, SCHEDULES
+
+COMMITTED = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+STAGE_CLASSES = [params.DownloadParams, params.PreprocessParams, params.TrainParams, params.EvaluateParams]
+
+
+# --- what a scalar means ---
+
+SCALARS = """
+1e-5 1e-05 1E-5 1e3 1E3 1e+3 12e03 0e0 +1e3 -1e-3 01e1 1.0e-5 1.e-5 .5e-1 1e400 1e-400 1_0e1
+.5 -.5 +.5 .5e1 .5E5 ._5 .5_5 . .. .e5 1. 1._5 1_.5 1.5e 1e e1 1e1. 1e1_0 1.5.2
+0 -0 +0 00 012 -012 +012 08 09 0_1 01.5 08.5 0.0 -0.0 -1 +1 - + 1_000 1_000.5 1__0 1_ _1 1,000
+123456789012345678901234567890
+0o17 0O17 -0o17 0o8 0o1_7 0x1F 0X1F -0x1F +0x1f 0xG 0x1_0 0x_1 0b11 +0b1 0b12 0b1_1 0x 0o 0b
+.inf -.inf +.inf .Inf .INF .iNf .nan .NaN .NAN -.nan +.nan NaN nan inf Infinity
+true True TRUE tRue false False FALSE yes Yes YES no No NO on On ON off Off OFF y n Y N
+null Null NULL nUll ~ None
+1:30 1:30:20 -1:30 1:30.5
+'1' "1.5" 'true' ~x a#b 1e٣ ٣
+[] [32,64] [1e-3,off,012] {} !!int3
+"""
+
+
+@pytest.mark.parametrize(
+    "scalar", ["", *SCALARS.split(), "# a comment", "!!int 3", "!!str 3", "!!bool true", "{a: 1e3}"]
+)
+def test_a_scalar_means_what_it_means_to_dvc(scalar: str) -> None:
+    text = f"key: {scalar}\n"
+    try:
+        theirs = repr(parse_yaml(text, "params.yaml"))  # told apart by repr: 1, 1.0, True, nan, -0.0
+    except (ParseError, ValueError):  # DVC refuses it
+        with pytest.raises(yaml.YAMLError):
+            yaml.load(text, params.Yaml12Loader)  # noqa: S506
+    else:
+        assert repr(yaml.load(text, params.Yaml12Loader)) == theirs  # noqa: S506
+
+
+@pytest.mark.parametrize("scalar", ["1e-3", "1e3", "012", "off", "1:30"])
+def test_these_scalars_do_mean_something_else_to_pyyaml(scalar: str) -> None:
+    """Or else the test above would prove nothing."""
+    assert repr(yaml.safe_load(scalar)) != repr(yaml.load(scalar, params.Yaml12Loader))  # noqa: S506
+
+
+@pytest.mark.parametrize("text", ["a: 1\na: 2\n", "a: {b: 1, b: 1}\n", "a:\n  - b: 1\n    b: 2\n"])
+def test_a_key_that_stands_twice_is_refused_as_dvc_refuses_it(text: str) -> None:
+    with pytest.raises(ParseError):
+        parse_yaml(text, "params.yaml")
+    with pytest.raises(yaml.YAMLError, match="stands twice"):
+        yaml.load(text, params.Yaml12Loader)  # noqa: S506
+
+
+# --- the committed file ---
+
+
+def test_the_committed_file_loads_and_holds_what_dvc_reads() -> None:
+    assert params.load(ROOT / "params.yaml").model_dump() == parse_yaml(COMMITTED, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    "encode", [lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: text.replace("\n", "\r\n").encode()]
+)
+def test_what_a_windows_editor_does_to_the_file_changes_nothing(tmp_path: Path, encode: Any) -> None:
+    (tmp_path / "params.yaml").write_bytes(encode(COMMITTED))
+    assert params.load(tmp_path / "params.yaml") == params.load(ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize("stage", STAGE_CLASSES)
+def test_a_stage_gets_its_own_keys_and_no_others(stage: type[params.DownloadParams]) -> None:
+    whole = params.load(ROOT / "params.yaml")
+    part = whole.of(stage)
+    assert type(part) is stage
+    assert part.model_dump() == {key: getattr(whole, key) for key in stage.model_fields}
+
+
+def test_no_key_has_a_default() -> None:
+    fields = {**params.Params.model_fields, **params.RuntimeParams.model_fields}
+    assert [key for key, field in fields.items() if not field.is_required()] == []
+
+
+# --- choices ---
+
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """The members of a Literal, if need be inside a union; () for any other type."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(choice for part in get_args(annotation) for choice in choices(part))
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "registry"),
+    [
+        (params.DownloadParams, "dataset", {**DATASETS, "folder": "one's own"}),
+        (params.PreprocessParams, "dataset", {**DATASETS, "folder": "one's own"}),
+        (params.TrainParams, "model", MODELS),
+        (params.TrainParams, "loss", LOSSES),
+        (params.TrainParams, "optimizer", OPTIMIZERS),
+        (params.TrainParams, "schedule", SCHEDULES),
+    ],
+)
+def test_choices_are_the_entries_of_the_registry(
+    stage: type[params.DownloadParams], key: str, registry: dict[str, object]
+) -> None:
+    assert choices(stage.model_fields[key].annotation) == tuple(registry)
+
+
+FIELDS = {**params.Params.model_fields, **params.RuntimeParams.model_fields}
+
+
+@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if choices(field.annotation)])
+def test_the_comment_of_a_key_names_every_choice(key: str) -> None:
+    """params.yaml is the manual."""
+    (comment,) = re.findall(rf"(?m)^ *{key}: .*?#(.*)$", COMMITTED)
+    assert set(choices(FIELDS[key].annotation)) <= set(re.findall(r"\w+", comment))
+
+
+# --- what is refused ---
+
+
+def edited(key: str, replacement: str) -> str:
+    """The committed file with the line of `key` replaced; the new line is indented like the old one."""
+    text, count = re.subn(rf"(?m)^( *){key}:.*$", lambda line: line[1] + replacement, COMMITTED)
+    assert count == 1, key
+    return text
+
+
+def line_of(key: str) -> int:
+    """The line of `key` in the committed file, counted from 1."""
+    return next(number for number, line in enumerate(COMMITTED.split("\n"), 1) if line.strip().startswith(f"{key}:"))
+
+
+def refusal(path: Path, content: str | bytes) -> str:
+    """What `load` says of a file with that content."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as refused:
+        params.load(path)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        # numbers that cannot be
+        ("lr", "0", "lr: should be greater than 0, got 0"),
+        ("lr", "-1", "lr: should be greater than 0, got -1"),
+        ("lr", "1e-400", "lr: should be greater than 0, got 0.0"),
+        ("lr", ".nan", "lr: should be a finite number, got nan"),
+        ("lr", ".inf", "lr: should be a finite number, got inf"),
+        ("lr", "1e400", "lr: should be a finite number, got inf"),
+        ("dropout", "1", "dropout: should be less than 1, got 1"),
+        ("val_fraction", "1.0", "val_fraction: should be less than 1, got 1.0"),
+        ("val_fraction", "-0.1", "val_fraction: should be greater than or equal to 0, got -0.1"),
+        ("epochs", "0", "epochs: should be greater than or equal to 1, got 0"),
+        ("epochs", "99999999999999999999", "epochs: should be less than or equal to 1000000, got 99999999999999999999"),
+        ("batch_size", "-32", "batch_size: should be greater than or equal to 1, got -32"),
+        ("seed", "4294967296", "seed: should be less than 4294967296, got 4294967296"),
+        ("image_size", "0", "image_size: should be greater than or equal to 1, got 0"),
+        ("pad", "-1", "pad: should be greater than or equal to 0, got -1"),
+        ("threads", "0", "runtime.threads: should be greater than or equal to 1, got 0"),
+        # the wrong type
+        ("lr", "", "lr: should be a valid number, got None"),
+        ("lr", "true", "lr: should be a valid number, got True"),
+        ("lr", "yes", "lr: should be a valid number, got 'yes'"),
+        ("lr", "0,1", "lr: should be a valid number, got '0,1'"),
+        ("lr", "[0.1]", "lr: should be a valid number, got [0.1]"),
+        ("lr", "{a: 1}", "lr: should be a valid number, got {'a': 1}"),
+        ("lr", '"0.1"', "lr: should be a valid number, got '0.1', a text: take the quotes away"),
+        ("epochs", "'20'", "epochs: should be a valid integer, got '20', a text: take the quotes away"),
+        ("epochs", "1e3", "epochs: should be a valid integer, got 1000.0"),
+        ("epochs", "20.0", "epochs: should be a valid integer, got 20.0"),
+        ("epochs", "true", "epochs: should be a valid integer, got True"),
+        ("image_size", "none", "image_size: should be a valid integer, got 'none'"),
+        ("permute", "yes", "permute: should be a valid boolean, got 'yes'"),
+        ("permute", "off", "permute: should be a valid boolean, got 'off'"),
+        ("one_hot", "1", "one_hot: should be a valid boolean, got 1"),
+        ("progress", "on", "runtime.progress: should be a valid boolean, got 'on'"),
+        ("mirror", "''", "runtime.mirror: string should have at least 1 character"),
+        ("mirror", "[a]", "runtime.mirror: should be a valid string, got ['a']"),
+        ("threads", "Auto", "runtime.threads: should be a valid integer, got 'Auto'; or 'auto'"),
+        ("channels", "32", "channels: should be a valid list, got 32"),
+        ("channels", "32, 64", "channels: should be a valid list, got '32, 64'"),
+        ("channels", "[]", "channels: list should have at least 1 item"),
+        ("channels", "[32, 0]", "channels[1]: should be greater than or equal to 1, got 0"),
+        ("channels", "[[32]]", "channels[0]: should be a valid integer, got [32]"),
+        ("classes", "[cat]", "classes: list should have at least 2 items"),
+        ("classes", "[cat, 1.5]", "classes[1]: should be a valid string, got 1.5"),
+        ("hidden", "[1, '64']", "hidden[1]: should be a valid integer, got '64', a text: take the quotes away"),
+        # and nobody to blame for quotes that are not there
+        ("lr", "nan", "lr: should be a valid number, got 'nan'"),
+        ("lr", ".5e1", "lr: should be a valid number, got '.5e1'"),
+        ("lr", "1.5e", "lr: should be a valid number, got '1.5e'"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_key(tmp_path: Path, key: str, value: str, told: str) -> None:
+    path = tmp_path / "params.yaml"
+    said = refusal(path, edited(key, f"{key}: {value}"))
+    assert said.startswith(f"{path}: {told}")
+    assert "\n" not in said
+    assert ("quotes" in said) == ("quotes" in told)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"),
+    [
+        ("dataset", "minst", "mnist"),
+        ("dataset", "MNIST", "mnist"),
+        ("dataset", "fashion-mnist", "fashion_mnist"),
+        ("model", "CNN", "cnn"),
+        ("optimizer", "Adam", "adam"),
+        ("optimizer", "RMSProp", "rmsprop"),
+        ("schedule", "cosin", "cosine"),
+        ("normalize", "None", "none"),
+        ("precision", "fp32", "float32"),
+        ("device", "cuda:0", "cuda"),
+        ("device", "CUDA", "cuda"),
+    ],
+)
+def test_a_wrong_choice_is_told_the_nearest(tmp_path: Path, key: str, value: str, nearest: str) -> None:
+    said = refusal(tmp_path / "params.yaml", edited(key, f"{key}: {value}"))
+    assert f"{key}: {value!r} is not one of {', '.join(choices(FIELDS[key].annotation))}" in said
+    assert said.endswith(f"did you mean {nearest!r}?")
+
+
+@pytest.mark.parametrize(
+    ("value", "repeated"), [("xyz", "'xyz'"), ("", "None"), ("5", "5"), ("[3]", "[3]"), ("off", "'off'")]
+)
+def test_a_choice_that_is_near_to_nothing_is_told_all(tmp_path: Path, value: str, repeated: str) -> None:
+    said = refusal(tmp_path / "params.yaml", edited("optimizer", f"optimizer: {value}"))
+    assert f"optimizer: {repeated} is not one of {', '.join(OPTIMIZERS)}" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "line", "wrong", "meant"),
+    [
+        ("lr", "lrr: 0.1", "lrr", "lr"),
+        ("lr", "learning_rate: 0.1", "learning_rate", "lr"),
+        ("dataset", "data set: mnist", "data set", "dataset"),
+        ("batch_size", "batch-size: 32", "batch-size", "batch_size"),
+        ("batch_size", "BATCH_SIZE: 32", "BATCH_SIZE", "batch_size"),
+        ("lr", "lr: 0.1\nhidden_size: 3", "hidden_size", "hidden"),
+        ("lr", "lr: 0.1\nDROPOUT: 3", "DROPOUT", "dropout"),
+        ("device", "devise: cpu", "runtime.devise", "device"),
+        ("threads", "number-of-threads: 4", "runtime.number-of-threads", "threads"),
+    ],
+)
+def test_a_misspelt_key_is_told_the_nearest(tmp_path: Path, key: str, line: str, wrong: str, meant: str) -> None:
+    path = tmp_path / "params.yaml"
+    assert f"{path}: {wrong}: is not a parameter; did you mean {meant!r}?" in refusal(path, edited(key, line))
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("lr", "lr"), ("dataset", "dataset"), ("hidden", "hidden"), ("tracking", "runtime.tracking")]
+)
+def test_a_missing_key_is_named(tmp_path: Path, key: str, name: str) -> None:
+    path = tmp_path / "params.yaml"
+    assert refusal(path, edited(key, "")) == f"{path}: {name}: is missing; the committed params.yaml shows it"
+
+
+@pytest.mark.parametrize(
+    ("key", "line", "told", "below"),
+    [
+        ("lr", "lr: 0.1\nlr: 0.2", "'lr' stands twice", 1),
+        ("threads", "threads: 4\n  threads: 5", "'threads' stands twice", 1),
+        ("lr", "lr:\t0.1", r"found character '\t' that cannot start any token", 0),
+        ("lr", "\tlr: 0.1", r"found character '\t' that cannot start any token", 0),
+        ("lr", "lr 0.1", "could not find expected ':'", 1),
+        ("lr", "1: 0.1", "1 is not a text key", 0),
+        ("lr", "? [lr]\n: 0.1", "['lr'] is not a text key", 0),
+        ("lr", "lr: *x", "found undefined alias 'x'", 0),
+        ("lr", "lr: !!python/object/apply:os.system [touch x]", "could not determine a constructor for the tag", 0),
+        ("lr", "lr: ._", "'._' is not a number", 0),
+        ("lr", "lr: 0x_", "'0x_' is not a number", 0),
+        ("epochs", f"epochs: {'9' * 5000}", "is not a number", 0),
+        ("runtime", "runtime: null", "mapping values are not allowed here", 1),
+    ],
+)
+def test_what_is_not_yaml_is_refused_by_its_line(tmp_path: Path, key: str, line: str, told: str, below: int) -> None:
+    path = tmp_path / "params.yaml"
+    said = refusal(path, edited(key, line))
+    assert said.startswith(f"{path} is not valid YAML: ")
+    assert told in said
+    assert said.endswith(f"(line {line_of(key) + below})")
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"permute": "true", "shift": "2"}, "permute: true leaves no neighbours to shift by; set shift to 0 or false"),
+        ({"permute": "true", "flip": "true"}, "permute: true leaves no neighbours to flip by"),
+        ({"permute": "true", "cutout": "4"}, "permute: true leaves no neighbours to cutout by"),
+        ({"optimizer": "sgd", "nesterov": "true", "momentum": "0"}, "nesterov: true needs a momentum above 0"),
+        ({"classes": "[1, 2, '1']"}, "classes: '1' stands twice"),
+    ],
+)
+def test_keys_that_do_not_go_together_are_refused(tmp_path: Path, changes: dict[str, str], told: str) -> None:
+    text = COMMITTED
+    for key, value in changes.items():
+        text = re.sub(rf"(?m)^{key}:.*$", f"{key}: {value}", text)
+    path = tmp_path / "params.yaml"
+    assert refusal(path, text).startswith(f"{path}: {told}")
+
+
+def test_every_wrong_key_is_told_once_and_the_right_ones_are_not(tmp_path: Path) -> None:
+    text = edited("lr", "lr: 0").replace("epochs: 20", "epochs: 0").replace("threads: auto", "threads: -1")
+    lines = refusal(tmp_path / "params.yaml", text).splitlines()
+    assert sorted(line.split(": ")[1] for line in lines) == ["epochs", "lr", "runtime.threads"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "must hold `key: value` lines"),
+        (b"# all gone\n", "must hold `key: value` lines"),
+        (b"- lr\n- 0.1\n", "must hold `key: value` lines"),
+        (b"lr\n", "must hold `key: value` lines"),
+        (b"{}", "dataset: is missing"),
+        (COMMITTED.encode() + b"---\nlr: 1\n", "another document"),
+        (COMMITTED.encode() + b"\0", "unacceptable character #x0000"),
+        (COMMITTED.encode() + b"# caf\xe9\n", "is not UTF-8 text (invalid continuation byte at byte"),
+        (COMMITTED.encode("utf-16"), "is not UTF-8 text (invalid start byte at byte 0)"),
+        (edited("runtime", "runtim:").encode(), "runtim: is not a parameter; did you mean 'runtime'?"),
+        (COMMITTED.partition("runtime:")[0].encode() + b"runtime: fast\n", "runtime: should be a valid dictionary"),
+    ],
+)
+def test_a_file_that_is_something_else_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
+    assert told in refusal(tmp_path / "params.yaml", content)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"params\.yaml is not here: run from the project's root"):
+        params.load(tmp_path / "params.yaml")
+
+
+# --- the first second ---
+
+
+@pytest.mark.parametrize(
+    "what", ["from imageclf import params; params.load()", "import stages.download", "import stages.preprocess"]
+)
+def test_no_heavy_import_stands_before_the_refusal(what: str) -> None:
+    program = f"import sys; sys.path[:0] = [{str(SOURCE)!r}, '.']; {what}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "imageclf.params" in loaded
+    assert loaded & {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "pandas"} == set()
