@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
 
 
@@ -62,6 +63,13 @@ def test_cores_are_what_affinity_and_quota_allow(quota: str, cores: int, cpu_max
 @pytest.mark.usefixtures("eight_cores")
 def test_without_a_quota_file_cores_are_what_affinity_allows(cpu_max: Path) -> None:
     assert allowed_cores(cpu_max) == 8
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(("limit", "cores"), [("3", 3), ("20", 8), ("0", 1), ("", 8), ("4,2", 8)])
+def test_omp_num_threads_is_a_limit(limit: str, cores: int, monkeypatch: pytest.MonkeyPatch, cpu_max: Path) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert allowed_cores(cpu_max) == cores
 
 
 def test_where_there_is_no_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch, cpu_max: Path) -> None:
