@@ -6,11 +6,12 @@ from imageclf.prepare import prepare
 from imageclf.raw import RawData, list_skipped
 
 
-def read_raw(dataset: str, image_size: int | None, threads: int | str) -> RawData:
+def read_raw(knobs: params.PreprocessParams, machine: params.RuntimeParams) -> RawData:
     """What data/raw holds; raises `UserError` where it is not what download wrote."""
-    if dataset == "folder":
-        return folder.read(paths.RAW, image_size, cores.allowed_cores() if threads == "auto" else int(threads))
-    source = DATASETS[dataset]
+    if knobs.dataset == "folder":
+        workers = cores.allowed_cores() if machine.threads == "auto" else machine.threads
+        return folder.read(paths.RAW, knobs.image_size, workers, machine.progress)
+    source = DATASETS[knobs.dataset]
     for name, archive in source.files.items():
         files.verify(paths.RAW / name, archive.sha256, made_by="download")
     return source.read(paths.RAW)
@@ -21,7 +22,7 @@ def main() -> None:
     settings = params.load()
     knobs = settings.of(params.PreprocessParams)
     manifest = prepare(
-        read_raw(knobs.dataset, knobs.image_size, settings.runtime.threads),
+        read_raw(knobs, settings.runtime),
         paths.PROCESSED,
         dataset=knobs.dataset,
         classes=None if knobs.classes is None else [str(name) for name in knobs.classes],

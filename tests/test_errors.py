@@ -97,6 +97,6 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new(tmp_path: Path) 
     (tmp_path / "x").write_text("old")
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
     code, said = end(f"{limit}; files.write_text(files.Path({str(tmp_path)!r}, 'x'), 'new' * 1000)")
-    assert (code, said) == (1, "error: File too large\n")
+    assert (code, said) == (1, f"error: {tmp_path / 'x'}: File too large\n")
     assert names(tmp_path) == ["x"]
     assert (tmp_path / "x").read_text() == "old"

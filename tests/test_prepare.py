@@ -69,11 +69,11 @@ def run(
     folder: Path,
     images: dict[str, Images] | None = None,
     shape: tuple[int, int, int] = SHAPE,
-    classes: tuple[str, ...] = CLASSES,
+    named: tuple[str, ...] = CLASSES,
     **knobs: Any,
 ) -> Prepared:
     """Prepare images, the made ones by default, and read the result."""
-    prepare(RawData(images or made_images(), classes, shape), folder, **{**KNOBS, **knobs})
+    prepare(RawData(images or made_images(), named, shape), folder, **{**KNOBS, **knobs})
     return splits.read(folder)
 
 
@@ -190,6 +190,31 @@ def test_too_few_images_for_a_test_split_are_refused(tmp_path: Path) -> None:
 def test_the_counts_are_those_of_the_files(tmp_path: Path) -> None:
     prepared = run(tmp_path)
     assert prepared.manifest["counts"] == {name: len(prepared[name].images) for name in ("train", "val", "test")}
+
+
+# --- classes ---
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 300])
+def test_chosen_classes_keep_their_images_and_are_numbered_in_the_order_given(tmp_path: Path, chunk: int) -> None:
+    prepared = run(tmp_path, made_images(chunk=chunk), classes=["c", "a"], val_fraction=0.25)
+    assert prepared.classes == ["c", "a"]
+    found: dict[int, int] = {}
+    for name in ("train", "val", "test"):
+        found |= dict(zip(numbers(prepared[name].images), prepared[name].labels.tolist(), strict=True))
+    everything = {**dict(enumerate(LABELS)), **{1000 + row: LABELS[row] for row in range(50)}}
+    assert found == {number: {2: 0, 0: 1}[label] for number, label in everything.items() if label != 1}
+    assert len(prepared["val"]) == round(0.25 * np.isin(LABELS, [0, 2]).sum())
+
+
+def test_all_classes_chosen_in_their_order_are_the_same_data(tmp_path: Path) -> None:
+    assert run(tmp_path / "all", classes=["a", "b", "c"]).sha256 == run(tmp_path / "null").sha256
+
+
+def test_a_class_that_is_not_there_is_told_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"classes: 'cta' is not among the 2 here; the nearest is 'cat'"):
+        run(tmp_path, {"train": images_of(TRAIN, LABELS % 2)}, SHAPE, ("cat", "dog"), classes=["dog", "cta"])
+    assert names(tmp_path) == []
 
 
 # --- targets ---
@@ -471,6 +496,17 @@ def test_preprocess_takes_the_knobs_of_params_yaml(project: Path) -> None:
     assert prepared.manifest["normalize"] == "unit"
     assert prepared.manifest["permute_seed"] == 4
     assert prepared["val"].targets.ndim == 1
+
+
+def test_two_digits_make_a_binary_case(project: Path) -> None:
+    path = project / "params.yaml"
+    path.write_text(path.read_text().replace("classes: null", "classes: [3, 8]"))
+    download.main()
+    preprocess.main()
+    prepared = splits.read(project / "data" / "processed")
+    assert prepared.classes == ["3", "8"]
+    assert sum(prepared.manifest["counts"].values()) == 183 + 174
+    assert prepared["train"].targets.shape[1] == 2
 
 
 def test_preprocess_refuses_a_raw_file_that_is_not_the_published_one(project: Path) -> None:

@@ -74,6 +74,7 @@ def test_omp_num_threads_is_a_limit(limit: str, cores: int, monkeypatch: pytest.
 
 def test_where_there_is_no_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch, cpu_max: Path) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     assert allowed_cores(cpu_max) == 5
 

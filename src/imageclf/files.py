@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        if error.filename is None:  # a full disk does not say whose
+        if error.errno is not None and error.filename is None:  # a full disk does not say whose
             error.filename = str(path)
         raise
     finally:

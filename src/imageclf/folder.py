@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from imageclf import files
 from imageclf.errors import UserError
@@ -12,7 +13,7 @@ from imageclf.images import Member, decode_members, shape_of_first
 from imageclf.raw import IMAGES_MANIFEST, IMAGES_TAR, Images, RawData, Spool
 
 
-def read(folder: Path, image_size: int | None, workers: int) -> RawData:
+def read(folder: Path, image_size: int | None, workers: int, progress: bool) -> RawData:
     """Decode the images in `folder`, resized to `image_size` if there is one; broken files are left out and told.
 
     Decoded pixels wait in a file without a name beside `folder`. Raises `UserError` where the images differ
@@ -27,19 +28,23 @@ def read(folder: Path, image_size: int | None, workers: int) -> RawData:
         raise UserError(f"none of the {len(members):,} files in {tar} is an image that can be read")
     spool = Spool(folder.parent, example[1])
     unreadable: dict[str, str] = {}
-    for batch in decode_members(tar, members, example, image_size, workers):
-        spool.append(batch.pixels)
-        unreadable |= batch.unreadable
+    with tqdm(desc="decoding", total=len(members), unit=" images", disable=None if progress else True) as bar:
+        for batch in decode_members(tar, members, example, image_size, workers):
+            spool.append(batch.pixels)
+            unreadable |= batch.unreadable
+            bar.update(len(batch.pixels) + len(batch.unreadable))
     names = [member.name for member in members if member.name not in unreadable]
-    _check_classes([member.name for member in members], names)
+    _check_classes(manifest["classes"], [member.name for member in members], names)
     skipped = (*manifest["skipped"], *(f"{name}: {reason}" for name, reason in unreadable.items()))
     return RawData(_splits(names, manifest["classes"], spool), tuple(manifest["classes"]), example[1], skipped)
 
 
-def _check_classes(packed: list[str], names: list[str]) -> None:
-    """Raise `UserError` where no image of a class is left in a split."""
+def _check_classes(classes: list[str], packed: list[str], names: list[str]) -> None:
+    """Raise `UserError` where of the files `packed` none is left among `names` for a class of a split."""
     left = {name.rsplit("/", 1)[0] for name in names}
-    for place, count in Counter(name.rsplit("/", 1)[0] for name in packed).items():
+    counts = Counter({f"train/{name}": 0 for name in classes})  # a damaged zip may have packed none
+    counts.update(name.rsplit("/", 1)[0] for name in packed)
+    for place, count in counts.items():
         if place not in left:
             raise UserError(f"{place}: none of its {count:,} files is an image that can be read; take the class away")
 

@@ -98,13 +98,16 @@ def _zip(archive: zipfile.ZipFile, size: int) -> Iterator[Entry]:
             problem = "a link or device"
         elif info.flag_bits & 1:
             problem = "encrypted"
+        elif info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            problem = "compressed otherwise than by deflate"  # by zipfile without a bound, in bz2 and lzma
         yield Entry(info.filename, info.file_size, partial(_read_zip, archive, info), info.is_dir(), problem)
 
 
 def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
-        return archive.read(info)  # never more than info.file_size
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+        with archive.open(info) as stream:
+            return stream.read(info.file_size)  # `archive.read` inflates whatever there is
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         raise DamagedError(str(error)) from None
 
 
