@@ -1,10 +1,16 @@
 """Fixtures, and a few functions, that several test files share."""
 
 import gzip
+import os
 import struct
+import tracemalloc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+# Two tests run at a time; torch, when it is imported, and the stages that they start get one core each.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -37,6 +43,18 @@ def one_thread() -> Iterator[None]:
 def names(folder: Path) -> list[str]:
     """What a folder holds, hidden files included; nothing if it is not there."""
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+@contextmanager
+def peak_below(size: int) -> Iterator[None]:
+    """Fail if Python's memory, which is numpy's too, grows by more than `size` bytes at any time inside."""
+    tracemalloc.start()
+    try:
+        yield
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size
 
 
 @dataclass(frozen=True)
