@@ -167,6 +167,7 @@ class Session:
         from mlflow.entities import RunTag
 
         self.store.client.log_batch(self.run_id, tags=[RunTag(*pair) for pair in values.items()])
+        self.name = values.get("mlflow.runName", self.name)  # MLflow renames the run by this tag
 
     def _on_dataset(self, name: str, digest: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

@@ -1,0 +1,189 @@
+"""Compare recipes, or any experiments, over their seeds: a table, a plot, and a sentence for each pair.
+
+    uv run python -m imageclf.compare fc500 keras512
+
+A name stands for all experiments `<name>-s<seed>` on this commit, or for one experiment of that name. Writes
+metrics/comparison.md, .json and .png, which git sees and DVC does not own: commit one worth keeping, under a name of
+its own (`--out docs/vgg`). The same goes to MLflow as a run `compare: ...`. Seconds are not here: DVC's files hold no
+durations, as these would differ each time; MLflow shows them for each run.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from imageclf import comparison, errors, experiments, files, params, paths, recipes, tracking
+from imageclf.comparison import Comparison, Group
+from imageclf.errors import UserError
+from imageclf.significance import LEVEL, Reference, reaches, summarize
+
+OUT = paths.METRICS / "comparison"
+
+
+def publish(compared: Comparison, out: Path) -> None:
+    """Write `out`.md, .json and .png, print the first, and record all in MLflow."""
+    enabled = params.load().runtime.tracking
+    # Not with_suffix: a name may hold a dot.
+    table, numbers, plot = (out.with_name(f"{out.name}.{kind}") for kind in ("md", "json", "png"))
+    text, content = as_markdown(compared, plot.name), as_json(compared)
+    files.write_text(table, text)
+    files.write_json(numbers, content)
+    draw(plot, compared.groups)
+    print(text)
+    with tracking.recording("compare", enabled=enabled) as recorder:
+        name = f"compare: {', '.join(content['groups'])}"
+        recorder.tags({"mlflow.runName": name[:250], "mlflow.source.name": "src/imageclf/compare.py"})
+        recorder.scores({name: group["scores"] for name, group in content["groups"].items()}, step=0)
+        recorder.artifacts([table, numbers, plot])
+
+
+def as_json(compared: Comparison) -> dict[str, Any]:
+    """Every number of the comparison; accuracies are shares, 0 to 1."""
+    return {
+        "commit": compared.commit,
+        "groups": {group.name: _group_json(group, compared.references.get(group.name)) for group in compared.groups},
+        "pairs": [
+            {
+                "first": pair.first.name,
+                "second": pair.second.name,
+                "p": pair.p,
+                "welch": asdict(pair.over_seeds) if pair.over_seeds else None,
+                "mcnemar": {str(seed): asdict(test) for seed, test in pair.on_images.items()},
+                "sentence": comparison.sentence(pair),
+            }
+            for pair in compared.pairs
+        ],
+    }
+
+
+def _group_json(group: Group, reference: Reference | None) -> dict[str, Any]:
+    scores = {
+        "accuracy": asdict(group.accuracy),
+        "loss": asdict(summarize(group.values("test", "loss"))),
+        "train_accuracy": asdict(summarize(group.values("train", "accuracy"))),
+        "gap": asdict(summarize(group.values("test", "gap"))),
+    }
+    return {
+        "scores": scores,
+        "reference": asdict(reference) if reference else None,
+        "reaches_reference": reaches(group.accuracy, reference) if reference else None,
+        "experiments": {
+            member.name: {"seed": seed, "revision": member.revision, **member.metrics}
+            for seed, member in group.members.items()
+        },
+    }
+
+
+def as_markdown(compared: Comparison, plot: str) -> str:
+    """The table, a sentence for each pair, the picture `plot`, and what the numbers mean."""
+    header = ["", "test accuracy", f"{LEVEL:.0%} interval", "n", "train accuracy", "gap", "test loss", "epochs"]
+    rows = [_row(group) for group in compared.groups]
+    if any(group.name in compared.references for group in compared.groups):
+        header += ["reference", "verdict"]
+        for row, group in zip(rows, compared.groups, strict=True):
+            row.extend(_verdict(group, compared.references.get(group.name)))
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    parts = [
+        f"# {compared.title}",
+        "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        "\n".join(f"- {comparison.sentence(pair)}" for pair in compared.pairs),
+        f"![{compared.title}]({plot})",
+        _note(len(compared.pairs), compared.commit),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _note(num_pairs: int, commit: str) -> str:
+    tests = (
+        "p: Welch's test over seeds, or McNemar's exact test on the same images where there is a single seed"
+        f"{f', raised for {num_pairs} pairs (Holm)' if num_pairs > 1 else ''}. "
+    )
+    return (
+        f"Accuracies in percent: mean ± standard deviation over n seeds, {LEVEL:.0%} t-interval of the mean; a single "
+        f"seed has neither. {tests if num_pairs else ''}Experiments on commit {commit[:7]}."
+    )
+
+
+def _row(group: Group) -> list[str]:
+    interval = comparison.ends(group.accuracy)
+    epochs = {str(member.params["epochs"]) for member in group.members.values()}
+    loss = summarize(group.values("test", "loss"))
+    return [
+        group.name,
+        comparison.percent(group.accuracy),
+        f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
+        str(group.accuracy.n),
+        comparison.percent(summarize(group.values("train", "accuracy"))),
+        comparison.percent(summarize(group.values("test", "gap"))),
+        f"{loss.mean:.4f}",
+        ", ".join(sorted(epochs)),
+    ]
+
+
+def _verdict(group: Group, reference: Reference | None) -> list[str]:
+    if reference is None:
+        return ["", ""]
+    spread = f" ± {100 * reference.std:.2f} (n={reference.n})" if reference.std else ""
+    verdict = "reached" if reaches(group.accuracy, reference) else "below"
+    return [f"{100 * reference.mean:.2f}{spread}", verdict]
+
+
+def draw(path: Path, groups: Sequence[Group]) -> None:
+    """A row for each group: a pale point for each seed, and the mean with its interval. Permuted twins are orange."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 0.45 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    for place, group in enumerate(groups):
+        colour = "tab:orange" if group.name.endswith("-permuted") else "tab:blue"
+        values = [100 * value for value in group.values("test", "accuracy")]
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=5)
+        mean, interval = 100 * group.accuracy.mean, comparison.ends(group.accuracy)
+        reach = [[mean - interval[0]], [interval[1] - mean]] if interval else None
+        axes.errorbar([mean], [place], xerr=reach, fmt="D", color=colour, capsize=4, markersize=6)
+    axes.set(xlabel="test accuracy, percent", yticks=range(len(groups)), ylim=(len(groups) - 0.5, -0.5))
+    axes.set_yticklabels([group.name for group in groups], parse_math=False)
+    axes.grid(axis="x", alpha=0.3)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+
+
+def read_references(path: Path = recipes.RECIPES) -> dict[str, Reference]:
+    """The `references` of recipes.yaml, which are in percent."""
+    return {name: _reference(**values) for name, values in params.read_yaml(path)["references"].items()}
+
+
+def _reference(mean: float, std: float = 0.0, n: int = 1) -> Reference:
+    return Reference(mean / 100, std / 100, n)
+
+
+def parse_reference(text: str) -> Reference:
+    """`98.01,0.08,3` or `98.01`, in percent; raises `UserError` for anything else."""
+    try:
+        mean, *rest = (float(part) for part in text.split(","))
+        std, n = rest or (0.0, 1.0)
+    except ValueError:
+        raise UserError(f"--reference {text}: should be a mean, or mean,std,n, in percent") from None
+    return _reference(mean, std, int(n))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Compare recipes or experiments over their seeds.")
+    parser.add_argument("name", nargs="+", help="a recipe, or an experiment")
+    parser.add_argument("--rev", default="HEAD", help="the commit that the experiments were started from")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"write OUT.md, OUT.json, OUT.png (default {OUT})")
+    parser.add_argument("--reference", metavar="MEAN,STD,N", help="in percent, for all; default: recipes.yaml's")
+    arguments = parser.parse_args()
+    groups = comparison.groups(arguments.name, experiments.show(arguments.rev))
+    references = read_references()
+    if arguments.reference:
+        references = dict.fromkeys((group.name for group in groups), parse_reference(arguments.reference))
+    title, commit = ", ".join(group.name for group in groups), experiments.commit(arguments.rev)
+    publish(Comparison(title, commit, groups, comparison.pairs(groups), references), arguments.out)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,141 @@
+"""What DVC's commands say becomes experiments, and the end of each is seen; `test_recipes` runs the real queue."""
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from imageclf import experiments
+from imageclf.errors import UserError
+from imageclf.experiments import Experiment
+
+SCORES = {"metrics/train.json": {"data": {"epoch": 2}}, "metrics/test.json": {"data": {"test": {"accuracy": 0.9}}}}
+NONE_YET = {"metrics/test.json": {"error": {"type": "FileNotFoundError", "msg": "no such file"}}}
+
+
+def entry(name: str, executor: dict[str, Any] | None, metrics: dict[str, Any]) -> dict[str, Any]:
+    """One experiment as `dvc exp show --json` prints it, without what is not read."""
+    deps = {"data/raw": {}, "src/imageclf/models": {}, "stages/train.py": {}}
+    data = {"params": {"params.yaml": {"data": {"seed": 1}}}, "metrics": metrics, "deps": deps}
+    return {"name": name, "executor": executor, "revs": [{"rev": f"rev-{name}", "data": data}]}
+
+
+def showing(monkeypatch: pytest.MonkeyPatch, *entries: dict[str, Any]) -> dict[str, Experiment]:
+    """What `show` makes of them."""
+    states = [{"rev": "workspace", "experiments": None}, {"rev": "HEAD", "experiments": list(entries) or None}]
+    monkeypatch.setattr(experiments, "run_dvc", lambda *_arguments: json.dumps(states))
+    return experiments.show()
+
+
+def test_no_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert showing(monkeypatch) == {}
+
+
+def test_a_finished_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = showing(monkeypatch, entry("a-s1", None, SCORES))["a-s1"]
+    code = ("src/imageclf/models", "stages/train.py")
+    scores = {"epoch": 2, "test": {"accuracy": 0.9}}
+    assert found == Experiment("a-s1", "rev-a-s1", "success", {"seed": 1}, scores, code, None)
+    assert found.complete
+
+
+def test_states_of_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = {"state": "failed", "local": {"log": "/a/log"}}
+    found = showing(
+        monkeypatch,
+        entry("running", {"state": "running", "local": None}, SCORES),
+        entry("queued", {"state": "queued"}, {}),
+        entry("failed", log, NONE_YET),
+        {"name": "unreadable", "executor": None, "revs": [{"rev": "x", "data": None}]},
+    )
+    assert {name: each.state for name, each in found.items()} == {
+        "running": "running",
+        "queued": "queued",
+        "failed": "failed",
+        "unreadable": "success",
+    }
+    assert not any(each.complete for each in found.values())
+    assert found["failed"].log == Path("/a/log")
+
+
+def test_a_finished_one_counts_before_a_failed_one_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = [entry("a", None, SCORES), entry("a", {"state": "failed"}, {})]
+    assert showing(monkeypatch, *tries)["a"].complete
+    assert showing(monkeypatch, *reversed(tries))["a"].complete
+
+
+class Queue:
+    """A queue that ends one experiment at each look; git tells it, dvc lists it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *states: dict[str, str], workers: int = 1) -> None:
+        self.steps = iter(states)
+        self.states: dict[str, str] = {}
+        self.clock, self.workers = 0.0, workers
+        monkeypatch.setattr(experiments, "_git", self._git)
+        monkeypatch.setattr(experiments, "run_dvc", lambda *_arguments: f"Worker status: 0 active, {self.workers} idle")
+        monkeypatch.setattr(experiments, "show", self._show)
+        monkeypatch.setattr(experiments, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: self.clock))
+
+    def _git(self, *_arguments: str) -> str:
+        self.states = next(self.steps, self.states)
+        return str(self.states)
+
+    def _sleep(self, seconds: float) -> None:
+        self.clock += seconds
+
+    def _show(self) -> dict[str, Experiment]:
+        if not self.states:
+            raise UserError("a copy that is about to be deleted")
+        return {name: Experiment(name, "", state, {}, {}, (), None) for name, state in self.states.items()}
+
+
+def test_each_experiment_is_told_once_as_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    Queue(
+        monkeypatch,
+        {"a": "running", "b": "queued", "other": "success"},
+        {},
+        {"a": "success", "b": "running"},
+        {"a": "success", "b": "failed"},
+    )
+    assert [(each.name, each.state) for each in experiments.ended(["a", "b"])] == [("a", "success"), ("b", "failed")]
+
+
+def test_a_slow_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue(monkeypatch, *[{"a": "running"}] * 500, {"a": "success"})
+    assert [each.name for each in experiments.ended(["a"])] == ["a"]
+    assert queue.clock > 10 * experiments.LOOK_S
+
+
+@pytest.mark.parametrize(
+    ("state", "way_out"),
+    [("running", "`dvc queue kill a`, then the same command"), ("queued", "To go on: the same")],
+)
+def test_a_dead_worker_is_not_waited_for(state: str, way_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = Queue(monkeypatch, {"a": state}, workers=0)
+    with pytest.raises(UserError, match=f"a did not end, and no queue worker is left.*{way_out}"):
+        list(experiments.ended(["a"]))
+    assert queue.clock == pytest.approx(2 * experiments.LOOK_S, abs=2 * experiments.POLL_S)
+
+
+def test_code_that_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("src/used.py", "src/unused.py"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("")
+    for command in ("init -q", "add -A", "-c user.name=a -c user.email=b commit -q -m state"):
+        subprocess.run(["git", *command.split()], check=True)
+    made = Experiment("a", experiments.commit("HEAD"), "success", {}, {}, ("src/used.py",), None)
+    Path("src/unused.py").write_text("changed")
+    assert experiments.changed_code(made) == []
+    Path("src/used.py").write_text("changed")
+    assert experiments.changed_code(made) == ["src/used.py"]
+
+
+def test_dvcs_own_words_are_told_where_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(UserError, match=r"dvc exp show: ERROR: you are not inside of a DVC repository"):
+        experiments.show()
