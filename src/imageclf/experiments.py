@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imageclf.cores import allowed_cores
 from imageclf.errors import UserError
 
 POLL_S = 1.0
@@ -62,8 +63,8 @@ def queue(name: str, overrides: list[str]) -> None:
 
 
 def start(jobs: int) -> None:
-    """Start workers in the background, `jobs` in all, for everything that is queued."""
-    run_dvc("queue", "start", "--jobs", str(jobs))
+    """Start workers in the background, `jobs` in all, for everything that is queued; they share the cores."""
+    run_dvc("queue", "start", "--jobs", str(jobs), OMP_NUM_THREADS=str(max(1, allowed_cores() // jobs)))
 
 
 def ended(names: Collection[str]) -> Iterator[Experiment]:
@@ -125,16 +126,16 @@ def forget_failed(names: Collection[str]) -> None:
         run_dvc("queue", "remove", *names)
 
 
-def run_dvc(*arguments: str) -> str:
+def run_dvc(*arguments: str, **environment: str) -> str:
     """What `dvc ...` printed; raises `UserError` with its own words where it fails."""
+    tools = str(Path(sys.executable).parent)  # workers look for `dvc` on PATH, and stages for `python`
     # Files, not pipes: workers that `dvc queue start` leaves behind would hold a pipe open until they end.
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as trouble:
         process = subprocess.Popen(
             [sys.executable, "-m", "dvc", *arguments],
             stdout=output,
             stderr=trouble,
-            # Workers look for `dvc`, and stages for `python`, on PATH: those beside this very interpreter.
-            env={**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])},
+            env={**os.environ, "PATH": os.pathsep.join([tools, os.environ.get("PATH", "")]), **environment},
             start_new_session=True,
         )
         try:
