@@ -48,7 +48,7 @@ def evaluate(machine: params.RuntimeParams, data: splits.Prepared, recorder: Rec
     loaded = checkpoint.load(paths.MODEL)
     recipe, test = loaded.recipe, data["test"]
     batches = Batches(test, loaded.normalize, scoring.BATCH, device)
-    outputs = list(scoring.predict(loaded.net.to(device), batches))
+    outputs = list(scoring.predict(runtime.place(loaded.net, device), batches))
     scores = asdict(scoring.tally(outputs, LOSSES[recipe["loss"]]))
     scores["gap"] = json.loads(paths.TRAIN_SCORES.read_text())["train"]["accuracy"] - scores["accuracy"]
     probabilities = torch.cat([logits for logits, _ in outputs]).softmax(dim=1).cpu().numpy()

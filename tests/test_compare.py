@@ -200,3 +200,18 @@ def test_references_are_written_in_percent() -> None:
         with pytest.raises(UserError, match="should be a mean, or mean,std,n"):
             compare.parse_reference(wrong)
     assert compare.read_references(ROOT / "recipes.yaml")["keras512"].mean == pytest.approx(0.9788)
+
+
+def test_only_the_pairs_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {f"{name}-s{seed}": experiment(f"{name}-s{seed}", 0.5, seed=seed) for name in "abc" for seed in (0, 1)}
+    published: list[Comparison] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(compare.experiments, "show", lambda _revision: found)
+    monkeypatch.setattr(compare, "publish", lambda compared, _out: published.append(compared))
+    monkeypatch.setattr("sys.argv", ["compare", "a", "b", "c", "--pair", "c", "a", "--title", "Three"])
+    compare.main()
+    assert published[0].title == "Three"
+    assert [(pair.first.name, pair.second.name) for pair in published[0].pairs] == [("c", "a")]
+    monkeypatch.setattr("sys.argv", ["compare", "a", "--pair", "a", "b"])
+    with pytest.raises(UserError, match="--pair: b is not among the names to compare"):
+        compare.main()

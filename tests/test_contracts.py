@@ -92,14 +92,14 @@ def test_data_deps_and_outputs_are_the_paths_the_stage_names(stage: str) -> None
         path = str(getattr(paths, constant))
         named.add("data/model" if path.startswith("data/model/") else path)
     declared = set().union(*(listed(stage, kind) for kind in ("deps", "outs", "metrics", "plots")))
-    assert named - {"params.yaml"} == {path for path in declared if path.startswith(("data/", "metrics/"))}
+    assert named - {"params.yaml", "dvc.yaml"} == {path for path in declared if path.startswith(("data/", "metrics/"))}
 
 
 def test_every_path_constant_is_declared_in_dvc_yaml() -> None:
     declared = set().union(*(listed(stage, kind) for stage in STAGES for kind in ("outs", "metrics", "plots")))
     constants = {str(value) for name, value in vars(paths).items() if name.isupper() and isinstance(value, Path)}
     inside = {path for path in constants if str(Path(path).parent) in declared}
-    assert constants - inside - {"params.yaml", "metrics"} == declared
+    assert constants - inside - {"params.yaml", "dvc.yaml", "metrics"} == declared
 
 
 def test_no_stage_lists_the_machines_settings() -> None:
@@ -145,7 +145,7 @@ ARROWS = [
     ["stages"],
     ["permuted"],
     ["compare", "comparison", "recipes", "experiments"],
-    ["tracking", "recorder", "reports", "significance", "summary", "progress", "fetch", "pack", "prepare"],
+    ["tracking", "recorder", "reports", "resume", "significance", "summary", "progress", "fetch", "pack", "prepare"],
     ["checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder"],
     ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening"],
     ["params", "paths", "runtime", "files", "errors", "raw", "cores"],

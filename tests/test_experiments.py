@@ -26,7 +26,7 @@ def entry(name: str, executor: dict[str, Any] | None, metrics: dict[str, Any]) -
 def showing(monkeypatch: pytest.MonkeyPatch, *entries: dict[str, Any]) -> dict[str, Experiment]:
     """What `show` makes of them."""
     states = [{"rev": "workspace", "experiments": None}, {"rev": "HEAD", "experiments": list(entries) or None}]
-    monkeypatch.setattr(experiments, "run_dvc", lambda *_arguments: json.dumps(states))
+    monkeypatch.setattr(experiments, "run_dvc", lambda *_arguments, **_others: json.dumps(states))
     return experiments.show()
 
 
@@ -75,7 +75,9 @@ class Queue:
         self.states: dict[str, str] = {}
         self.clock, self.workers = 0.0, workers
         monkeypatch.setattr(experiments, "_git", self._git)
-        monkeypatch.setattr(experiments, "run_dvc", lambda *_arguments: f"Worker status: 0 active, {self.workers} idle")
+        monkeypatch.setattr(
+            experiments, "run_dvc", lambda *_arguments, **_others: f"Worker status: 0 active, {self.workers} idle"
+        )
         monkeypatch.setattr(experiments, "show", self._show)
         monkeypatch.setattr(experiments, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: self.clock))
 
@@ -117,7 +119,7 @@ def test_a_dead_worker_is_not_waited_for(state: str, way_out: str, monkeypatch: 
     queue = Queue(monkeypatch, {"a": state}, workers=0)
     with pytest.raises(UserError, match=f"a did not end, and no queue worker is left.*{way_out}"):
         list(experiments.ended(["a"]))
-    assert queue.clock == pytest.approx(2 * experiments.LOOK_S, abs=2 * experiments.POLL_S)
+    assert queue.clock == pytest.approx(experiments.SILENT * experiments.LOOK_S, abs=9 * experiments.POLL_S)
 
 
 def test_code_that_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,3 +141,11 @@ def test_dvcs_own_words_are_told_where_it_fails(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(UserError, match=r"dvc exp show: ERROR: you are not inside of a DVC repository"):
         experiments.show()
+
+
+def test_a_dvc_that_does_not_answer_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `dvc exp show` once did, whose copy of a running experiment was deleted under it."""
+    (tmp_path / "dvc.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.chdir(tmp_path)  # `python -m` looks here first
+    with pytest.raises(UserError, match=r"dvc exp show did not answer in 0\.5 s"):
+        experiments.run_dvc("exp", "show", patience_s=0.5)

@@ -70,6 +70,9 @@ ANSWERS = {
 }
 
 
+CODES = {"forbidden": 403, "busy": 503}
+
+
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
@@ -79,14 +82,22 @@ class _Handler(BaseHTTPRequestHandler):
         if how in ANSWERS:
             content, claimed = ANSWERS[how]
             self._send(content, {"Content-Length": str(claimed)})
-        elif how == "busy":
-            self.send_error(503)
+        elif how in CODES:
+            self.send_error(CODES[how])
         elif how == "redirect":
             self._send(b"", {"Location": server.elsewhere}, status=302)
         elif how == "encoded":
             self._send(server.published[self.path], {"Content-Encoding": "gzip"})
         elif how == "endless":
             self._send_endlessly(server)
+        elif how == "chunked":
+            self.protocol_version = "HTTP/1.1"  # 1.0 has no chunks
+            self._send(
+                b"%x\r\n%b\r\n0\r\n\r\n" % (len(CONTENT), CONTENT),
+                {"Transfer-Encoding": "chunked", "Connection": "close"},
+            )
+        elif how == "trickle":
+            self._trickle(server)
         elif how == "stall":
             self._send(CONTENT[:100_000], {"Content-Length": str(len(CONTENT))})
             server.stalling.set()
@@ -102,6 +113,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+    def _trickle(self, server: Server) -> None:
+        """A byte at a time, each in time."""
+        try:
+            self._send(b"", {"Content-Length": str(len(CONTENT))})
+            while not server.released.wait(0.01):
+                self.wfile.write(b"x")
+        except ConnectionError:
+            server.cut_off.set()
 
     def _send_endlessly(self, server: Server) -> None:
         try:
@@ -178,6 +198,8 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A way to be wrong; and for a stall, little patience."""
     if request.param == "stall":
         monkeypatch.setattr(fetch, "TIMEOUT_S", (10, 0.2))
+    if request.param == "trickle":
+        monkeypatch.setattr(fetch, "GRACE_S", 0.2)
     return request.param
 
 
@@ -220,7 +242,7 @@ def test_a_good_server_is_asked_once(server: Server, raw: Path, cache: Path) -> 
     assert server.requested == [f"/good/{FILE}"]
 
 
-BAD = ["missing", "busy", "wrong", "html", "short", "long", "truncated", "endless", "stall"]
+BAD = ["missing", "forbidden", "busy", "wrong", "html", "short", "long", "truncated", "endless", "stall", "trickle"]
 
 
 @pytest.mark.parametrize("how", BAD, indirect=True)
@@ -233,6 +255,7 @@ def test_a_bad_server_is_left_for_the_next(server: Server, raw: Path, cache: Pat
     ("how", "reason"),
     [
         ("missing", "404 Client Error"),
+        ("forbidden", "403 Client Error"),
         ("busy", "503 Server Error"),
         ("wrong", "its SHA-256 is not the published one"),
         ("html", "43 bytes, not 200000: not the file it should be"),
@@ -241,6 +264,7 @@ def test_a_bad_server_is_left_for_the_next(server: Server, raw: Path, cache: Pat
         ("truncated", "the connection broke off"),
         ("endless", "more than 200000 bytes: not the file it should be"),
         ("stall", "no answer in time"),
+        ("trickle", "slower than 10000 bytes a second"),
     ],
     indirect=["how"],
 )
@@ -262,6 +286,20 @@ def test_only_a_broken_connection_is_tried_again(server: Server, raw: Path, how:
 def test_an_endless_answer_is_cut_off(server: Server, raw: Path) -> None:
     refusal(raw, server.at("endless"))
     assert server.cut_off.wait(5), f"took all of {ENDLESS} bytes"
+
+
+@pytest.mark.parametrize("how", ["trickle"], indirect=True)
+def test_a_server_that_sends_byte_by_byte_is_hung_up_on_and_not_asked_again(
+    server: Server, raw: Path, how: str
+) -> None:
+    refusal(raw, server.at(how))
+    assert server.cut_off.wait(5)
+    assert server.requested == [f"/trickle/{FILE}"]
+
+
+def test_a_body_in_chunks_is_put_together(server: Server, raw: Path, cache: Path) -> None:
+    fetch_made(raw, server.at("chunked"))
+    assert is_right(raw, cache)
 
 
 def test_a_server_that_is_not_there_is_named(server: Server, raw: Path) -> None:
@@ -454,7 +492,9 @@ def test_what_else_is_in_the_folder_is_removed(server: Server, raw: Path, cache:
     assert is_right(raw, cache)
 
 
-def test_a_fetch_killed_half_way_leaves_no_file_under_a_final_name(server: Server, raw: Path, cache: Path) -> None:
+def test_a_fetch_killed_half_way_leaves_no_file_under_a_final_name_and_its_litter_to_the_next_start(
+    server: Server, raw: Path, cache: Path
+) -> None:
     program = f"""
 import sys; sys.path.insert(0, {str(SOURCE)!r})
 from pathlib import Path
@@ -466,12 +506,14 @@ fetch.fetch("made", source, Path({str(raw)!r}), None, False)
 """
     process = subprocess.Popen([sys.executable, "-c", program])
     assert server.stalling.wait(60)
+    fetch._sweep(cache)  # another start takes nothing away that is being written
+    (half,) = names(cache)
     process.kill()
     process.wait()
-    assert FILE not in names(raw)
-    assert archive_of(CONTENT).sha256 not in names(cache)
+    assert (names(raw), names(cache)) == ([], [half])
+    assert half.endswith(".tmp")
     fetch_made(raw, server.at("good"))
-    assert (raw / FILE).read_bytes() == CONTENT
+    assert is_right(raw, cache)
 
 
 # --- data sets ---

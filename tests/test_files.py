@@ -148,7 +148,7 @@ def test_every_truncation_of_a_manifest_is_refused(manifest: Path) -> None:
             files.read_manifest(manifest, made_by="train")
 
 
-@pytest.mark.parametrize("text", ["[]", '"sha256"', "3", "null", "{}", '{"sha256": null}', "[" * 100, "9" * 5000])
+@pytest.mark.parametrize("text", ["[]", '"sha256"', "3", "null", "{}", '{"sha256": null}', "[" * 10**5, "9" * 5000])
 def test_json_that_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match="dvc repro --force --single-item train"):

@@ -2,19 +2,22 @@
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from imageclf import models, runtime
 from imageclf.batches import Batches, Normalize
 from imageclf.errors import UserError
-from imageclf.fit import Epoch, fit
+from imageclf.fit import Epoch, Position, fit
 from imageclf.losses import LOSSES, Loss
-from imageclf.optim import OPTIMIZERS, SCHEDULES, Settings
+from imageclf.optim import OPTIMIZERS, SCHEDULES, Optimizer, Settings
 from imageclf.scoring import score
 from imageclf.splits import Split
 
@@ -55,12 +58,13 @@ def train(
     with_val: bool = True,
     batch_size: int = 32,
     loss: Loss = LOSS,
+    with_optimizer: Optimizer | None = None,
     **others: Any,
 ) -> Iterator[Epoch]:
     """`fit` on the first images of `split`, validated on the rest."""
     return fit(
         net,
-        OPTIMIZERS[optimizer](net, Settings(lr=lr, momentum=0.9)),
+        with_optimizer or OPTIMIZERS[optimizer](net, Settings(lr=lr, momentum=0.9)),
         SCHEDULES[schedule],
         loss,
         train=batches(split, slice(TRAIN), batch_size),
@@ -69,6 +73,11 @@ def train(
         seed=seed,
         **others,
     )
+
+
+def last_loss(at: Position) -> float:
+    assert at.losses is not None
+    return at.losses[at.step - 1].item()
 
 
 def weights(net: nn.Module) -> list[Tensor]:
@@ -125,11 +134,7 @@ def test_order_differs_between_epochs_and_between_seeds(seeds: tuple[int, int], 
     """Without dropout, each first batch tells which images it holds."""
     losses: list[float] = []
     for seed in seeds:
-        list(
-            train(
-                new_net(0.0), made_split, seed=seed, on_step=lambda _, __, sums: losses.append(float(sums[0])), **STILL
-            )
-        )
+        list(train(new_net(0.0), made_split, seed=seed, on_step=lambda at: losses.append(last_loss(at)), **STILL))
     first, second = losses[0], losses[STEPS if seeds[0] == seeds[1] else 2 * STEPS]
     assert abs(first - second) > 1e-3
 
@@ -281,12 +286,12 @@ def test_a_step_is_that_of_the_optimizer_on_the_mean_loss(made_split: Split) -> 
 
 @pytest.mark.parametrize("with_val", [True, False])
 def test_a_loss_that_is_no_number_ends_training_with_a_sentence(with_val: bool, made_split: Split) -> None:
-    with pytest.raises(UserError, match=r"the loss of epoch 1 is (nan|inf): try a smaller lr than 1e\+30"):
+    with pytest.raises(UserError, match=r"the loss of epoch 1, step \d is (nan|inf): try a smaller lr than 1e\+30"):
         list(train(new_net(), made_split, optimizer="sgd", lr=1e30, with_val=with_val))
 
 
 def test_an_infinite_loss_ends_training_too(made_split: Split) -> None:
-    with pytest.raises(UserError, match="the loss of epoch 1 is inf"):
+    with pytest.raises(UserError, match="the loss of epoch 1, step 1 is inf"):
         list(train(new_net(), made_split, loss=lambda logits, _: 0 * logits.sum() + torch.inf))
 
 
@@ -300,7 +305,7 @@ def test_an_epoch_is_trained_when_it_is_asked_for(made_split: Split) -> None:
     """Whoever stops after the first has the net as the first left it."""
     stopped, gone_on = new_net(), new_net()
     steps: list[int] = []
-    first = next(train(stopped, made_split, epochs=3, on_step=lambda step, *_: steps.append(step)))
+    first = next(train(stopped, made_split, epochs=3, on_step=lambda at: steps.append(at.step)))
     assert steps == list(range(1, STEPS + 1))
 
     epochs = train(gone_on, made_split, epochs=3)
@@ -310,13 +315,93 @@ def test_an_epoch_is_trained_when_it_is_asked_for(made_split: Split) -> None:
     assert not same(weights(gone_on), weights(stopped))
 
 
-def test_on_step_hears_the_running_sums_of_the_epoch(made_split: Split) -> None:
-    heard: list[tuple[int, int, Tensor]] = []
-    history = list(train(new_net(), made_split, on_step=lambda *step: heard.append((*step[:2], step[2].clone()))))
-    assert [step for step, _, _ in heard] == [1, 2, 3, 4] * 2
-    assert [images for _, images, _ in heard] == [32, 64, 96, 107] * 2
-    for epoch, (_, _, sums) in zip(history, heard[STEPS - 1 :: STEPS], strict=True):
-        assert (sums / TRAIN).tolist() == [epoch.train_loss, epoch.train_accuracy]
+def test_on_step_hears_how_far_the_epoch_is(made_split: Split) -> None:
+    heard: list[tuple[int, int, int, float, int]] = []
+
+    def hear(at: Position) -> None:
+        assert at.correct is not None
+        heard.append((at.epoch, at.step, at.images, last_loss(at), int(at.correct)))
+
+    history = list(train(new_net(), made_split, on_step=hear))
+    assert [each[:2] for each in heard] == [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
+    assert [images for _, _, images, _, _ in heard] == [32, 64, 96, 107] * 2
+    for epoch in history:
+        steps = [each for each in heard if each[0] == epoch.number]
+        losses = [loss * size for (*_, loss, _), size in zip(steps, (32, 32, 32, 11), strict=True)]
+        assert epoch.train_loss == pytest.approx(sum(losses) / TRAIN, rel=1e-12)
+        assert epoch.train_accuracy == steps[-1][-1] / TRAIN
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_training_goes_on_within_an_epoch_to_the_same_bits(step: int, made_split: Split) -> None:
+    """With the net, the optimizer and the position of any step of the second epoch, that one's end included."""
+    whole = new_net()
+    history = list(train(whole, made_split))
+    net, kept = new_net(), {}
+
+    def keep(at: Position) -> None:
+        if (at.epoch, at.step) == (2, step + 1):
+            assert at.losses is not None
+            assert at.correct is not None
+            kept["position"] = replace(
+                at, losses=at.losses.clone(), correct=at.correct.clone(), random=torch.get_rng_state()
+            )
+            kept["net"], kept["optimizer"] = deepcopy(net.state_dict()), deepcopy(optimizer.state_dict())
+
+    optimizer = OPTIMIZERS["adam"](net, Settings(lr=0.01))
+    list(train(net, made_split, with_optimizer=optimizer, on_step=keep))
+    torch.rand(3)
+    again = new_net()
+    again.load_state_dict(kept["net"])
+    restored = OPTIMIZERS["adam"](again, Settings(lr=0.01))
+    restored.load_state_dict(kept["optimizer"])
+    assert list(train(again, made_split, with_optimizer=restored, start=kept["position"])) == history[1:]
+    assert same(weights(again), weights(whole))
+
+
+@pytest.mark.parametrize("batch_size", [32, TRAIN])
+def test_a_loss_that_is_no_number_is_told_with_its_step(batch_size: int, made_split: Split) -> None:
+    def broken(logits: Tensor, targets: Tensor) -> Tensor:
+        calls.append(1)
+        return LOSS(logits, targets) * (math.nan if len(calls) == steps + 1 else 1)
+
+    calls: list[int] = []
+    steps = math.ceil(TRAIN / batch_size)
+    with pytest.raises(UserError, match=r"the loss of epoch 2, step 1 is nan: try a smaller lr than 0.01"):
+        list(train(new_net(), made_split, loss=broken, batch_size=batch_size, with_val=False))
+
+
+class _Waits(TorchDispatchMode):
+    """Operations whose result the host must have before it can go on: on a GPU it would wait for all before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if operation.name() in {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::unique2"}:
+            self.seen.append(operation.name())
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop_keras"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_step_waits_for_the_device(loss: str, optimizer: str, made_split: Split) -> None:
+    with _Waits() as waits:
+        torch.tensor(1.0).item()
+        assert waits.seen.pop() == "aten::_local_scalar_dense", "it notices"
+        waited: list[list[str]] = []
+        epochs = train(
+            new_net(),
+            made_split,
+            epochs=1,
+            loss=LOSSES[loss],
+            optimizer=optimizer,
+            label_smoothing=0.1,
+            on_step=lambda *_: waited.append(waits.seen.copy()),
+        )
+        next(epochs)
+    assert waited[-1] == waited[0]
 
 
 @pytest.mark.parametrize(
@@ -372,3 +457,47 @@ def test_every_loss_is_nearly_the_same_in_bfloat16(loss: str, label_smoothing: f
     autocast = runtime.autocast("bfloat16", torch.device("cpu"))
     (rounded,) = train(new_net(0.0), made_split, autocast=autocast, **knobs)
     assert rounded.train_loss == pytest.approx(exact.train_loss, rel=0.01)
+
+
+class Small(nn.Module):
+    """A layer of a device that holds so many images."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The images, if there is room."""
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError
+        return images
+
+
+def on_a_small_device(net: nn.Module, room: int) -> nn.Module:
+    return nn.Sequential(Small(room), *net.children())
+
+
+def test_a_batch_that_does_not_fit_goes_in_pieces_with_the_same_result(
+    made_split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roomy, small = new_net(0.0), on_a_small_device(new_net(0.0), room=9)
+    expected = list(train(roomy, made_split, optimizer="sgd", with_val=False))
+    found = list(train(small, made_split, optimizer="sgd", with_val=False))
+    torch.testing.assert_close(weights(small), weights(roomy), rtol=0, atol=1e-5)
+    assert [epoch.train_loss for epoch in found] == pytest.approx([epoch.train_loss for epoch in expected], rel=1e-5)
+    assert [epoch.train_accuracy for epoch in found] == [epoch.train_accuracy for epoch in expected]
+    assert capsys.readouterr().out.splitlines() == [
+        "out of memory: each batch goes in 2 pieces from here on",
+        "out of memory: each batch goes in 4 pieces from here on",
+    ]
+
+
+def test_with_batch_norm_the_batch_that_fits_is_named(made_split: Split) -> None:
+    net = on_a_small_device(models.build("vgg11", (1, 8, 8), 4, width=0.0625, dropout=0.0), room=9)
+    with pytest.raises(UserError, match="batch_size: 32 images do not fit into the device's memory, 8 do"):
+        list(train(net, made_split, with_val=False))
+
+
+def test_a_device_without_room_for_one_image_is_told(made_split: Split) -> None:
+    with pytest.raises(UserError, match="does not hold one image"):
+        list(train(on_a_small_device(new_net(), room=0), made_split, with_val=False))

@@ -83,7 +83,7 @@ def as_zip(path: Path, files: Files, method: int = zipfile.ZIP_DEFLATED) -> Path
 
 def shuffled(files: Files) -> Files:
     order = list(files.items())
-    random.Random(3).shuffle(order)  # noqa: S311 - an order, no secret
+    random.Random(3).shuffle(order)
     return dict(order)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml  # noqa: TID251 - to hold our loader against it
+from conftest import peak_below
 from dvc.utils.serialize import ParseError, parse_yaml
 from imports import ROOT, SOURCE
 
@@ -344,6 +345,30 @@ def test_every_wrong_key_is_told_once_and_the_right_ones_are_not(tmp_path: Path)
 )
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
     assert told in refusal(tmp_path / "params.yaml", content)
+
+
+BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12))
+"""Twelve lines that say 9 ** 11 times x."""
+
+
+@pytest.mark.parametrize("line", ["lr: *a11", "optimizer: *a11", "classes: *a11", "? *a11\n: 1"])
+def test_aliases_of_aliases_are_not_written_out(tmp_path: Path, line: str) -> None:
+    text = BOMB + COMMITTED.replace("\nlr:", f"\n{line}\n#")
+    with peak_below(2**24):
+        said = refusal(tmp_path / "params.yaml", text)
+    assert max(map(len, said.splitlines())) < 600
+
+
+def test_a_long_value_is_told_in_part(tmp_path: Path) -> None:
+    said = refusal(tmp_path / "params.yaml", edited("lr", f"lr: {'x' * 10**6}"))
+    assert "lr: should be a valid number, got 'xxx" in said
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a: ", "}"), ("[", "")])
+def test_lists_in_lists_without_end_are_a_sentence(tmp_path: Path, opening: str, closing: str) -> None:
+    said = refusal(tmp_path / "params.yaml", edited("lr", f"lr: {opening * 5000}{closing * 5000}"))
+    assert said.endswith("too deep to read")
 
 
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:

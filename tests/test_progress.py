@@ -5,19 +5,20 @@ import sys
 import pytest
 import torch
 
-from imageclf.fit import Epoch
+from imageclf.fit import Epoch, Position
 from imageclf.progress import Progress
 
 EPOCH = Epoch(1, 0.1, 0.25, 0.875, 0.5, 0.75)
 
 
 def follow(epochs: int, steps: int, *, bar: bool) -> None:
-    """As `fit` does it: each image adds a loss of 0.5, and three of four are right."""
+    """As `fit` does it: each step has a loss of 0.5, the first some more, and three of four images are right."""
     with Progress(epochs, steps, bar=bar) as progress:
         for number in range(1, epochs + 1):
+            losses = torch.full((steps,), 0.5, dtype=torch.float64)
+            losses[0] += 0.125 * number
             for step in range(1, steps + 1):
-                images = 8 * step
-                progress.step(step, images, torch.tensor([0.5 * images + number, 0.75 * images], dtype=torch.float64))
+                progress.step(Position(number, step, 8 * step, losses, torch.tensor(6 * step)))
             progress.epoch(Epoch(number, 0.1, 0.25, 0.875, 0.5, 0.75))
 
 
@@ -75,12 +76,12 @@ def test_the_numbers_are_read_from_the_device_every_100_steps_only() -> None:
     """A reading waits for the device."""
     read: list[int] = []
 
-    class Sums(torch.Tensor):
-        def tolist(self) -> list[float]:
+    class Correct(torch.Tensor):
+        def item(self) -> float:
             read.append(1)
-            return [1.0, 1.0]
+            return 1.0
 
     with Progress(1, 250, bar=False) as progress:
         for step in range(1, 251):
-            progress.step(step, 32 * step, Sums())
+            progress.step(Position(1, step, 32 * step, torch.zeros(250), Correct()))
     assert len(read) == 2

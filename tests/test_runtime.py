@@ -1,6 +1,8 @@
 """The machine is read rightly, what it lacks is said in a sentence, and derived seeds are unrelated."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -108,6 +110,47 @@ def test_bfloat16_is_refused_where_it_would_crawl(flags: set[str], monkeypatch: 
     monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
     with pytest.raises(UserError, match=r"precision: .*use float32"):
         runtime.autocast("bfloat16", CPU)
+
+
+@pytest.fixture
+def products_as_before() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.usefixtures("products_as_before")
+@pytest.mark.parametrize(("device", "precision", "convolutions"), [("cuda", "high", True), ("cpu", "highest", False)])
+def test_a_gpu_may_compute_in_tf32_and_nothing_else_changes(device: str, precision: str, convolutions: bool) -> None:
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    runtime.allow_tf32(torch.device(device))
+    assert torch.get_float32_matmul_precision() == precision
+    assert torch.backends.cudnn.allow_tf32 == convolutions
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no g++")
+def test_a_compiled_net_is_the_same_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    net, images = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()), torch.ones(2, 4)
+    expected, names = net(images), list(net.state_dict())
+    runtime.compile_net(net)
+    torch.testing.assert_close(net(images), expected)
+    assert list(net.state_dict()) == names
+
+
+def test_without_a_compiler_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="compile: needs a C\\+\\+ compiler, and there is no no-such-compiler here"):
+        runtime.compile_net(torch.nn.Linear(1, 1))
+
+
+def test_filters_lie_channels_last_and_the_maps_follow() -> None:
+    net = torch.nn.Conv2d(3, 4, 3)
+    assert runtime.place(net, CPU) is net
+    assert net.weight.is_contiguous(memory_format=torch.channels_last)
+    assert net(torch.ones(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_cpu_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:

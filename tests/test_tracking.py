@@ -152,6 +152,43 @@ def test_a_run_whose_recorder_died_too_is_closed_by_the_next_start(root: Path) -
     assert rows(root, "select status from runs order by start_time") == [("KILLED",), ("FINISHED",)]
 
 
+RESUMABLE = """
+import sys, time
+from imageclf import tracking
+with tracking.recording("a_stage", training="k", resumes={resumes}, enabled=True) as recorder:
+    recorder.params({{"lr": 0.1}})
+    for number in range(1, {epochs} + 1):
+        recorder.epoch({{"number": number, "lr": 0.1, "train_loss": 1 / number, "val_loss": None}})
+    time.sleep({sleep})
+"""
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "SIGKILL"])
+@pytest.mark.parametrize("wait", [True, False], ids=["after its recorder", "while its recorder writes"])
+def test_a_training_that_goes_on_goes_on_with_its_run(wait: bool, kill: signal.Signals, root: Path) -> None:
+    process = start(RESUMABLE.format(resumes=False, epochs=2, sleep=600))
+    wait_for_row(root, "select * from metrics" if wait else "select * from params")
+    process.send_signal(kill)
+    if wait:
+        finish(process)
+        wait_for_row(root, "select * from runs where status = 'KILLED'")
+    finish(start(RESUMABLE.format(resumes=True, epochs=3, sleep=0)))
+    finish(process)
+    assert rows(root, "select status from runs") == [("FINISHED",)]
+    told = rows(root, "select step, value from metrics where key = 'train/loss' order by step")
+    assert told == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+
+
+@pytest.mark.parametrize(("name", "resumes"), [("other", True), ("", False)], ids=["another name", "from the start"])
+def test_another_training_gets_another_run(name: str, resumes: bool, root: Path) -> None:
+    process = start(RESUMABLE.format(resumes=False, epochs=2, sleep=600))
+    wait_for_row(root, "select * from metrics")
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    finish(start(RESUMABLE.format(resumes=resumes, epochs=3, sleep=0), DVC_EXP_NAME=name))
+    assert rows(root, "select status from runs order by start_time") == [("KILLED",), ("FINISHED",)]
+
+
 def parent(process: Path) -> int:
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])

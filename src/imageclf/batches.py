@@ -71,7 +71,7 @@ class Batches:
         resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
         self.batch_size = batch_size
-        self._device = device
+        self.device = device
         self._normalize = normalize.to(device)
         self._augmentation = augmentation or None
         self._images = torch.from_numpy(split.images)
@@ -88,19 +88,22 @@ class Batches:
         """Images in the split."""
         return len(self._targets)
 
-    def shuffled(self, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in the order and augmented as `seed` gives it, the same on every device."""
+    def shuffled(self, seed: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in the order and augmented as `seed` gives it, the same on every device.
+
+        The first `skip` batches are left out, and the others are what they would have been.
+        """
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.num_images, generator=generator)
         draws = None
         if self._augmentation is not None:
             height, width = self._images.shape[2:]
-            draws = self._augmentation.draw(self.num_images, (height, width), generator).to(self._device)
-        on_device = order.to(self._device)
-        in_memory = on_device if self._images.device == self._device else order
-        for start in range(0, self.num_images, self.batch_size):
+            draws = self._augmentation.draw(self.num_images, (height, width), generator).to(self.device)
+        on_device = order.to(self.device)
+        in_memory = on_device if self._images.device == self.device else order
+        for start in range(skip * self.batch_size, self.num_images, self.batch_size):
             rows = slice(start, start + self.batch_size)
-            images = self._images[in_memory[rows]].to(self._device, non_blocking=True)
+            images = self._images[in_memory[rows]].to(self.device, non_blocking=True)
             if self._augmentation is not None and draws is not None:
                 images = self._augmentation.apply(images, draws[rows])
             yield self._batch(images, self._targets[on_device[rows]])
@@ -110,7 +113,7 @@ class Batches:
         for images, targets in zip(
             self._images.split(self.batch_size), self._targets.split(self.batch_size), strict=True
         ):
-            yield self._batch(images.to(self._device), targets)
+            yield self._batch(images.to(self.device), targets)
 
     def _batch(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

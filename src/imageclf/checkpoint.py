@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from imageclf import files, paths
 from imageclf.batches import Normalize, Whitening
+from imageclf.errors import UserError
 from imageclf.models import build
 
 WEIGHTS, RECIPE = paths.WEIGHTS.name, paths.RECIPE.name
@@ -114,7 +116,10 @@ def load(folder: Path) -> Checkpoint:
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> str:
     with files.replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        except SafetensorError as error:  # of a full disk, too: it gives no OSError
+            raise UserError(f"{path} cannot be written: {error}") from None
         return files.sha256(temporary)
 
 

@@ -176,13 +176,24 @@ def main() -> None:
     parser.add_argument("--rev", default="HEAD", help="the commit that the experiments were started from")
     parser.add_argument("--out", type=Path, default=OUT, help=f"write OUT.md, OUT.json, OUT.png (default {OUT})")
     parser.add_argument("--reference", metavar="MEAN,STD,N", help="in percent, for all; default: recipes.yaml's")
+    parser.add_argument(
+        "--pair",
+        nargs=2,
+        action="append",
+        metavar=("A", "B"),
+        help="test these two; again for more (default: every two)",
+    )
+    parser.add_argument("--title", help="of the page (default: the names)")
     arguments = parser.parse_args()
     groups = comparison.groups(arguments.name, experiments.show(arguments.rev))
+    chosen = [(first, second) for first, second in arguments.pair or ()]
+    if strangers := {name for pair in chosen for name in pair} - {group.name for group in groups}:
+        raise UserError(f"--pair: {', '.join(sorted(strangers))} is not among the names to compare")
     references = read_references()
     if arguments.reference:
         references = dict.fromkeys((group.name for group in groups), parse_reference(arguments.reference))
-    title, commit = ", ".join(group.name for group in groups), experiments.commit(arguments.rev)
-    publish(Comparison(title, commit, groups, comparison.pairs(groups), references), arguments.out)
+    title, commit = arguments.title or ", ".join(group.name for group in groups), experiments.commit(arguments.rev)
+    publish(Comparison(title, commit, groups, comparison.pairs(groups, chosen), references), arguments.out)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ from imageclf.errors import UserError
 POLL_S = 1.0
 LOOK_S = 30.0
 """Even when git shows nothing new, DVC is asked this often: a worker may have died."""
+SILENT = 5
+"""Looks in a row at which no worker answered: on a busy machine two were silent twice, and worked."""
+SHOW_S = 120.0
+"""`dvc exp show` takes seconds, or for ever: a copy that it reads may be deleted under it (a thread of pygit2 dies)."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,11 @@ class Experiment:
 
 
 def show(baseline: str = "HEAD") -> dict[str, Experiment]:
-    """The experiments on a commit, by name; of a failed one and a finished one of the same name, the finished."""
-    states = json.loads(run_dvc("exp", "show", "--json", "--rev", baseline))
+    """The experiments on a commit, by name; of a failed one and a finished one of the same name, the finished.
+
+    Raises `UserError` if DVC does not answer.
+    """
+    states = json.loads(run_dvc("exp", "show", "--json", "--rev", baseline, patience_s=SHOW_S))
     found: dict[str, Experiment] = {}
     for entry in states[-1]["experiments"] or []:
         experiment = _read(entry)
@@ -75,14 +82,13 @@ def ended(names: Collection[str]) -> Iterator[Experiment]:
         if news == last and now - looked < LOOK_S:
             time.sleep(POLL_S)
             continue
-        # Twice in a row, as a busy worker may be slow to answer.
         alone = alone + 1 if news == last and "0 active, 0 idle" in run_dvc("queue", "status") else 0
         last, looked = news, now
         found = _show_while_running()
         over = [found[name] for name in sorted(waiting & found.keys()) if found[name].state in {"success", "failed"}]
         yield from over
         waiting -= {each.name for each in over}
-        if alone == 2 and waiting:
+        if alone == SILENT and waiting:
             running = sorted(name for name in waiting & found.keys() if found[name].state == "running")
             kill = f"`dvc queue kill {' '.join(running)}`, then " if running else ""
             raise UserError(
@@ -126,8 +132,8 @@ def forget_failed(names: Collection[str]) -> None:
         run_dvc("queue", "remove", *names)
 
 
-def run_dvc(*arguments: str, **environment: str) -> str:
-    """What `dvc ...` printed; raises `UserError` with its own words where it fails."""
+def run_dvc(*arguments: str, patience_s: float | None = None, **environment: str) -> str:
+    """What `dvc ...` printed; raises `UserError` with its own words where it fails, or does not end in `patience_s`."""
     tools = str(Path(sys.executable).parent)  # workers look for `dvc` on PATH, and stages for `python`
     # Files, not pipes: workers that `dvc queue start` leaves behind would hold a pipe open until they end.
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as trouble:
@@ -139,7 +145,11 @@ def run_dvc(*arguments: str, **environment: str) -> str:
             start_new_session=True,
         )
         try:
-            code = process.wait()
+            code = process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise UserError(f"dvc {' '.join(arguments[:2])} did not answer in {patience_s:g} s; try again") from None
         except KeyboardInterrupt:
             process.wait()  # DVC puts the working tree aside while it queues: never stop it half-way
             raise

@@ -4,15 +4,18 @@ A file comes under its final name only when it is whole and right. What was fetc
 its SHA-256 outside DVC's outputs, because DVC deletes `data/raw` before each re-run of `download`.
 """
 
+import fcntl
 import importlib.util
 import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
 import requests
+import urllib3
 from tqdm import tqdm
 
 from imageclf import files, paths
@@ -21,6 +24,8 @@ from imageclf.errors import UserError
 
 TIMEOUT_S = (10, 30)
 """Seconds to connect, and between two bytes: a stalled server is left for the next one."""
+SLOWEST, GRACE_S = 10_000, 30.0
+"""Bytes a second, on average, that a server must send from the first so many seconds on: it too is left otherwise."""
 TRIES = 3
 PAUSE_S = 1.0
 
@@ -33,6 +38,7 @@ def fetch(name: str, source: Source, folder: Path, mirror: str | None, progress:
     Raises `UserError` naming each place that was tried and what was wrong there.
     """
     files.keep_only(folder, set(source.files))
+    _sweep(cache())
     for file, archive in source.files.items():
         kept = cache() / archive.sha256
         if not (kept.is_file() and files.sha256(kept) == archive.sha256):
@@ -65,7 +71,7 @@ def _obtain(file: str, archive: Archive, places: list[str], kept: Path, progress
     for place in places:
         address = f"{place}/{file}"
         try:
-            with files.replacing(kept) as temporary:
+            with files.replacing(kept) as temporary, _held(temporary):
                 _copy(address, archive, temporary, progress)
                 _check(temporary, archive)
         except (ValueError, *_NO_FILE, requests.RequestException) as error:
@@ -76,6 +82,22 @@ def _obtain(file: str, archive: Archive, places: list[str], kept: Path, progress
         f"{file} could not be had:\n" + "\n".join(failures) + "\n"
         "Set runtime.mirror in params.yaml, or IMAGECLF_MIRROR, to a folder or URL that holds it."
     )
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold a lock on a new file, which the kernel lets go of however this process ends."""
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Take away what downloads that were killed have left in `folder`; those that go on hold their locks."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def _check(path: Path, archive: Archive) -> None:
@@ -141,8 +163,20 @@ def _stream(url: str, archive: Archive, target: Path, progress: bool) -> None:
                 unit_scale=True,
                 disable=None if progress else True,
             )
+            start = time.monotonic()
             with bar, target.open("wb") as file:
-                for block in response.iter_content(1 << 16):
+                for block in _blocks(response):
                     bar.update(file.write(block))
                     if file.tell() > archive.size:
                         raise ValueError(f"more than {archive.size} bytes: not the file it should be")
+                    if (passed := time.monotonic() - start) > GRACE_S and file.tell() < SLOWEST * passed:
+                        raise ValueError(f"slower than {SLOWEST} bytes a second")
+
+
+def _blocks(response: requests.Response) -> Iterator[bytes]:
+    """The body as it comes: `iter_content` would wait until a block is full, byte by byte for as long as it takes."""
+    try:
+        while block := response.raw.read1(1 << 16):
+            yield block
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.exceptions.ChunkedEncodingError(error) from error

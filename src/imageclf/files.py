@@ -27,7 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # a full disk does not say whose
+        # A full disk does not say whose; and to a copy it says whence, with the temporary name beside.
+        if error.errno is not None and (error.filename is None or str(error.filename2) == str(temporary)):
             error.filename = str(path)
         raise
     finally:
@@ -91,7 +92,7 @@ def read_manifest(path: Path, made_by: str) -> dict[str, Any]:
         # The rendering too: a flipped byte of white space is still not what was written.
         if claimed == _digest(content) and raw.decode() == _render(signed):
             return signed
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UserError(damaged(path, made_by))
 
@@ -105,10 +106,14 @@ def verify(path: Path, expected: str, made_by: str) -> None:
 
 
 def damaged(path: Path, made_by: str) -> str:
-    """The sentence for a file that is not what its writer wrote, DVC's cached copy perhaps included."""
+    """The sentence for a file that is not what its writer wrote.
+
+    DVC's cached copy may be the damaged one, and DVC then puts it back over what the stage has made anew: it
+    trusts what is read-only, hence the chmod.
+    """
     return (
-        f"{path} is not what {made_by} wrote (its SHA-256 differs): "
-        f"run `dvc repro --force --single-item {made_by}` to make it again"
+        f"{path} is not what {made_by} wrote (its SHA-256 differs): make it again by "
+        f'`chmod -R u+w "$(dvc cache dir)"; dvc repro --force --single-item {made_by}`'
     )
 
 

@@ -15,14 +15,31 @@ from imageclf.batches import Batches
 from imageclf.errors import UserError
 from imageclf.losses import Loss, smooth
 from imageclf.optim import Optimizer, Schedule
-from imageclf.runtime import derive
-from imageclf.scoring import class_indices, score, sum_type
+from imageclf.runtime import derive, set_random_state
+from imageclf.scoring import class_indices, score
 
 FLOAT32 = nullcontext()
 """The forward pass as it is, without mixed precision."""
 
-OnStep = Callable[[int, int, Tensor], None]
-"""Called after each step: its number in the epoch from 1, the images so far and the sums (loss, correct) over them."""
+
+@dataclass(frozen=True)
+class Position:
+    """A place in the training: `step` steps of epoch `epoch`, which counts from 1, are done.
+
+    Of these: `images`, `losses` (steps of an epoch,) and `correct` (), on the device. `random` is the generator's
+    state, which only a training that goes on within an epoch needs.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    images: int = 0
+    losses: Tensor | None = None
+    correct: Tensor | None = None
+    random: Tensor | None = None
+
+
+OnStep = Callable[[Position], None]
+"""Called after each step, the net and the optimizer then being as that step left them."""
 
 
 @dataclass(frozen=True)
@@ -58,41 +75,115 @@ def fit(
     seed: int,
     label_smoothing: float = 0.0,
     autocast: AbstractContextManager[object] = FLOAT32,
+    start: Position = Position(),
     on_step: OnStep | None = None,
 ) -> Iterator[Epoch]:
     """Train `net` in place; yields after each epoch, the net then being as that epoch left it.
 
-    Raises `UserError` when the loss of an epoch is not a finite number.
+    Goes on from `start`, to the same bits, if `net` and `optimizer` are as they were there. Raises `UserError` when
+    a loss is not a finite number; an epoch's losses are looked at when it ends, as a look waits for the device.
     """
-    lr = base_lr = optimizer.param_groups[0]["lr"]
-    steps, device = epochs * len(train), next(net.parameters()).device
-    for number in range(1, epochs + 1):
+    base_lr, device = optimizer.param_groups[0]["lr"], next(net.parameters()).device
+
+    backward = Backward(net, loss, label_smoothing, autocast)
+
+    def lr_at(number: int, step: int) -> float:
+        return base_lr * schedule(((number - 1) * len(train) + step - 1) / (epochs * len(train)))
+
+    for number in range(start.epoch, epochs + 1):
+        at = start if number == start.epoch else Position(number)
+        losses = torch.zeros(len(train), device=device) if at.losses is None else at.losses.to(device)
+        correct = torch.zeros((), dtype=torch.int64, device=device) if at.correct is None else at.correct.to(device)
+        images_seen = at.images
         torch.manual_seed(derive(seed, number, 0))  # dropout
-        sums, seen = torch.zeros(2, dtype=sum_type(device), device=device), 0
+        if at.random is not None:
+            set_random_state(at.random, device)
         net.train()
-        for step, (images, targets) in enumerate(train.shuffled(derive(seed, number, 1)), 1):
-            lr = base_lr * schedule(((number - 1) * len(train) + step - 1) / steps)
+        for step, (images, targets) in enumerate(train.shuffled(derive(seed, number, 1), at.step), at.step + 1):
             for group in optimizer.param_groups:
-                group["lr"] = lr
-            with autocast:
-                logits = net(images)
-                batch_loss = loss(logits, smooth(targets, logits, label_smoothing))
-            optimizer.zero_grad()
-            batch_loss.backward()
+                group["lr"] = lr_at(number, step)
+            batch_loss, batch_correct = backward(images, targets)
             optimizer.step()
-            correct = (logits.detach().argmax(dim=1) == class_indices(targets)).sum()
-            sums += torch.stack([batch_loss.detach() * len(targets), correct])
-            seen += len(targets)
+            losses[step - 1] = batch_loss
+            correct += batch_correct
+            images_seen += len(targets)
             if on_step is not None:
-                on_step(step, seen, sums)
-        train_loss, train_accuracy = (sums / seen).tolist()
+                on_step(Position(number, step, images_seen, losses, correct))
+        train_loss = mean_loss(losses, train, number, base_lr)
         val_loss, val_accuracy = None, None
         if val is not None:
             found = score(net, val, loss)
             val_loss, val_accuracy = found.loss, found.accuracy
-        check_finite(train_loss, f"epoch {number}", base_lr)
         check_finite(val_loss or 0.0, f"epoch {number}", base_lr)  # the last step may be what broke the net
-        yield Epoch(number, lr, train_loss, train_accuracy, val_loss, val_accuracy)
+        yield Epoch(number, lr_at(number, len(train)), train_loss, correct.item() / images_seen, val_loss, val_accuracy)
+
+
+class Backward:
+    """A batch's gradients, in one piece, or in as many as the device's memory needs."""
+
+    def __init__(
+        self, net: nn.Module, loss: Loss, label_smoothing: float, autocast: AbstractContextManager[object]
+    ) -> None:
+        self._net, self._loss, self._label_smoothing, self._autocast = net, loss, label_smoothing, autocast
+        self._pieces = 1
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave the gradients of the mean loss in the net; returns that loss and the count of correct images.
+
+        Where memory runs out, a net whose images do not meet goes on with pieces of half the size: the same
+        gradients but for rounding. Batch norm would see other statistics: raises `UserError` naming what fits.
+        """
+        while True:
+            try:
+                return self._accumulate(images, targets)
+            except torch.OutOfMemoryError:
+                self._net.zero_grad()
+            if len(targets) <= self._pieces:
+                raise UserError("the device's memory does not hold one image: use a smaller model or image_size")
+            if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self._net.modules()):  # noqa: SLF001
+                raise UserError(
+                    f"batch_size: {len(targets)} images do not fit into the device's memory, {self._fitting(images)} do"
+                )
+            self._pieces *= 2
+            print(f"out of memory: each batch goes in {self._pieces} pieces from here on", flush=True)
+
+    def _accumulate(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        self._net.zero_grad()
+        total, correct = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
+        for some, their in zip(images.chunk(self._pieces), targets.chunk(self._pieces), strict=True):
+            with self._autocast:
+                logits = self._net(some)
+                loss = self._loss(logits, smooth(their, logits, self._label_smoothing))
+            loss = loss * (len(their) / len(targets))
+            loss.backward()
+            total += loss.detach()
+            correct += (logits.detach().argmax(dim=1) == class_indices(their)).sum()
+        return total, correct
+
+    def _fitting(self, images: Tensor) -> int:
+        """The largest half, quarter, ... of the batch that a step has room for; 0 if there is none."""
+        size = len(images) // 2
+        while size:
+            try:
+                with self._autocast:
+                    outputs = self._net(images[:size])
+                outputs.float().sum().backward()
+            except torch.OutOfMemoryError:
+                size //= 2
+            else:
+                return size
+        return 0
+
+
+def mean_loss(losses: Tensor, train: Batches, number: int, lr: float) -> float:
+    """The mean over an epoch's images of the losses of its steps; raises `UserError` naming the first that is none."""
+    values = losses.cpu().double()  # on the CPU, as mps knows no doubles
+    if not values.isfinite().all():
+        step = int(values.isfinite().logical_not().nonzero()[0]) + 1
+        check_finite(values[step - 1].item(), f"epoch {number}, step {step}", lr)
+    sizes = torch.full_like(values, train.batch_size)
+    sizes[-1] = train.num_images - train.batch_size * (len(train) - 1)
+    return (values @ sizes).item() / train.num_images
 
 
 def check_finite(loss: float, where: str, lr: float) -> None:

@@ -6,6 +6,7 @@ What a knob means is said once, in `params.yaml`; here stand its type, its limit
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -92,6 +93,7 @@ class TrainParams(_Strict):
     epochs: Count
     seed: Seed
     precision: Literal["float32", "bfloat16"]
+    compile: bool
 
 
 class EvaluateParams(_Strict):
@@ -106,6 +108,7 @@ class RuntimeParams(_Strict):
     progress: bool
     mirror: Annotated[str, Field(min_length=1)] | None
     tracking: bool
+    checkpoint_minutes: Annotated[float, Field(gt=0)]
 
 
 class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
@@ -155,6 +158,8 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Yaml12Loader)  # noqa: S506 - a SafeLoader with fewer types
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {_where(error)}") from None
+    except RecursionError:
+        raise UserError(f"{source} is not valid YAML: lists within lists within lists, too deep to read") from None
 
 
 def validate(content: dict[str, Any], source: str) -> Params:
@@ -177,7 +182,9 @@ class Yaml12Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is not a text key", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{_show(key)} is not a text key", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
             seen.add(key)
@@ -265,12 +272,19 @@ def _sentence(details: ErrorDetails, keys: list[str]) -> str:
             return f"is not a parameter{_nearest(str(details['loc'][-1]), keys)}"
         case "literal_error":
             choices = re.findall(r"'([^']*)'", context["expected"])
-            return f"{value!r} is not one of {', '.join(choices)}{_nearest(str(value), choices)}"
+            return f"{_show(value)} is not one of {', '.join(choices)}{_nearest(_show(value), choices)}"
         case "value_error":
             return str(context["error"])
         case _:
             message = details["msg"][0].lower() + details["msg"][1:]
-            return f"{message.replace('input should', 'should')}, got {value!r}{_hint(value)}"
+            return f"{message.replace('input should', 'should')}, got {_show(value)}{_hint(value)}"
+
+
+def _show(value: object) -> str:
+    """The value as one would know it again: an alias of aliases, a line in the file, may hold a billion of them."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother = 2, 200, 200
+    return shown.repr(value)
 
 
 def _nearest(word: str, choices: list[str]) -> str:

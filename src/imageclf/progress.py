@@ -4,21 +4,20 @@ import sys
 from types import TracebackType
 from typing import Self
 
-from torch import Tensor
 from tqdm import tqdm
 
-from imageclf.fit import Epoch
+from imageclf.fit import Epoch, Position
 
 EVERY = 100
 """Steps between two readings of loss and accuracy: each waits for the device."""
 
 
 class Progress:
-    """Follows `fit`: `step` after each step, `epoch` after each epoch."""
+    """Follows `fit`: `step` after each step, `epoch` after each epoch; `done` steps were made by an earlier run."""
 
-    def __init__(self, epochs: int, steps: int, *, bar: bool) -> None:
-        self._epochs, self._steps, self._number = epochs, steps, 1
-        self._bar = tqdm(total=epochs * steps, unit="step", disable=None if bar else True)
+    def __init__(self, epochs: int, steps: int, *, done: int = 0, bar: bool) -> None:
+        self._epochs, self._steps = epochs, steps
+        self._bar = tqdm(total=epochs * steps, initial=done, unit="step", disable=None if bar else True)
 
     def __enter__(self) -> Self:
         return self
@@ -28,22 +27,22 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def step(self, step: int, images: int, sums: Tensor) -> None:
-        """`sums` are the epoch's so far: loss, correct."""
+    def step(self, at: Position) -> None:
+        """After each step; the losses and the count of correct images are the epoch's so far."""
         self._bar.update()
-        if step % EVERY == 0:
-            loss, correct = sums.tolist()
-            said = f"loss {loss / images:.4f}, accuracy {correct / images:.2%}"
+        if at.step % EVERY == 0:
+            assert at.losses is not None
+            assert at.correct is not None
+            said = f"loss {at.losses[: at.step].mean().item():.4f}, accuracy {at.correct.item() / at.images:.2%}"
             self._bar.set_postfix_str(said, refresh=False)
             if self._bar.disable:
-                print(f"epoch {self._number}/{self._epochs}, step {step}/{self._steps}: {said}", flush=True)
+                print(f"epoch {at.epoch}/{self._epochs}, step {at.step}/{self._steps}: {said}", flush=True)
 
     def epoch(self, epoch: Epoch) -> None:
         """A line for the epoch, above the bar if there is one."""
         val = (
             "" if epoch.val_accuracy is None else f", val loss {epoch.val_loss:.4f}, accuracy {epoch.val_accuracy:.2%}"
         )
-        self._number = epoch.number + 1
         tqdm.write(
             f"epoch {epoch.number}/{self._epochs}: "
             f"train loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}{val}",

@@ -107,9 +107,8 @@ class Store:
             tags={key: value for key, value in known.items() if value},
         )
 
-    def find_run(self, opening: Message, model_sha256: str) -> "Run | None":
-        """The newest run of this model; of this DVC experiment, if there is one."""
-        query = f"tags.model_sha256 = '{model_sha256}'"
+    def find_run(self, opening: Message, query: str) -> "Run | None":
+        """The newest run that `query` describes; of this DVC experiment, if there is one."""
         if opening["experiment_name"]:
             query += f" and tags.`dvc.exp.name` = '{opening['experiment_name']}'"
             query += f" and tags.`dvc.exp.baseline_rev` = '{opening['baseline']}'"
@@ -123,6 +122,7 @@ class Session:
     """One run being written."""
 
     def __init__(self, store: Store, run: "Run", *, owner: bool, restored: bool = False) -> None:
+        """`owner`: whether it starts the run, or goes on with it, and so ends it."""
         self.store = store
         self.run_id = run.info.run_id
         self.name = run.info.run_name
@@ -131,8 +131,14 @@ class Session:
         self._pending: list[Any] = []
         self._flushed = time.monotonic()
         self._lock = filelock.FileLock(store.locks / f"run-{self.run_id}.lock") if owner else None
+        self._written: set[tuple[str, int]] = set()
+        """(name, step) of what stands in the run: an interrupted training tells all of its epochs when it goes on."""
         if self._lock:
-            self._lock.acquire()
+            self._lock.acquire()  # a recorder whose stage was killed may still be writing
+            store.client.update_run(self.run_id, status="RUNNING")
+            for name in store.client.get_run(self.run_id).data.metrics:
+                history = store.client.get_metric_history(self.run_id, name)
+                self._written |= {(name, metric.step) for metric in history}
 
     def handle(self, message: Message) -> None:
         """Carry out one message."""
@@ -179,7 +185,8 @@ class Session:
     def _on_metrics(self, values: dict[str, float], step: int, time_ms: int) -> None:
         from mlflow.entities import Metric
 
-        self._pending += [Metric(key, value, time_ms, step) for key, value in values.items()]
+        new = {key: value for key, value in values.items() if (key, step) not in self._written}
+        self._pending += [Metric(key, value, time_ms, step) for key, value in new.items()]
         if time.monotonic() - self._flushed > FLUSH_S:
             self.flush()
 
@@ -278,14 +285,17 @@ def _messages(inbox: "queue.SimpleQueue[Message | None]", session: Session) -> I
 
 
 def _open_session(store: Store, opening: Message) -> Session:
-    """`train` starts a run; `evaluate` goes on with its model's run, or with a new one if there is none."""
+    """`train` starts a run or resumes one; `evaluate` adds to its model's run, or to a new one if there is none."""
     model_sha256 = opening["model_sha256"]
     if model_sha256 is None:
-        session = Session(store, store.create_run(opening), owner=True)
+        training = opening["training"]
+        interrupted = f"tags.training = '{training}' and attributes.status != 'FINISHED'"
+        found = store.find_run(opening, interrupted) if opening["resumes"] else None
+        session = Session(store, found or store.create_run(opening, training=training or ""), owner=True)
         if opening["stage"] == "train":
             _warm_up()
         return session
-    found = store.find_run(opening, model_sha256)
+    found = store.find_run(opening, f"tags.model_sha256 = '{model_sha256}'")
     if found is not None:
         return Session(store, found, owner=False)
     return Session(

@@ -148,14 +148,19 @@ def _pump(outbox: "queue.SimpleQueue[bytes | None]", pipe: IO[bytes]) -> None:
 
 
 @contextmanager
-def recording(stage: str, *, model_sha256: str | None = None, enabled: bool) -> Iterator[Recorder]:
+def recording(
+    stage: str, *, model_sha256: str | None = None, training: str | None = None, resumes: bool = False, enabled: bool
+) -> Iterator[Recorder]:
     """A recorder that starts a run, or adds to the run of an existing model.
 
-    A run that it started ends as the block does: FINISHED, FAILED, or KILLED by a signal.
+    With `resumes` it goes on with the run of an interrupted `training`, a key that tags the run; metrics that stand
+    there are not written again. A run that it started ends as the block does: FINISHED, FAILED, or KILLED by a signal.
     """
     opening = {
         "stage": stage,
         "model_sha256": model_sha256,
+        "training": training,
+        "resumes": resumes,
         "root": str(paths.repository()),
         "experiment_name": os.environ.get("DVC_EXP_NAME"),
         "baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
