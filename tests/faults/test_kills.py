@@ -1,0 +1,210 @@
+"""A training that is killed, by whatever and whenever, ends in the very files that an undisturbed one leaves."""
+
+import hashlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dvc.utils.serialize import parse_yaml
+from imports import ROOT
+from project import Project, clean_environment
+from stage_run import run_until, write_params
+
+pytestmark = pytest.mark.faults
+
+KILLS = int(os.environ.get("IMAGECLF_KILLS", "6"))
+"""200 by hand: docs/reliability.md."""
+EPOCHS = 8
+SLOWLY = """
+import time
+
+_said = Progress.epoch
+
+
+def _said_and_slept(self, epoch):
+    _said(self, epoch)
+    time.sleep(1)
+
+
+Progress.epoch = _said_and_slept
+"""
+"""Added to a module that no result depends on, so that a training to be killed cannot end before it is."""
+
+
+def test_a_training_survives_every_kill(tmp_path: Path) -> None:
+    write_params(tmp_path, model="cnn", epochs="6", batch_size="32", checkpoint_minutes="0.0005")
+    run_until(tmp_path, "preprocess")
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("kill_loop.py"), tmp_path, str(KILLS), "0"],
+        env={
+            **clean_environment(),
+            "DVC_ROOT": str(tmp_path),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    print(found)
+    assert found["killed"] == KILLS
+    assert (found["wrong"], found["litter"]) == (0, 0)
+
+
+def model(project: Project) -> str:
+    return hashlib.sha256((project.root / "data/model/model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model that nothing has disturbed."""
+    project = Project(tmp_path_factory.mktemp("undisturbed"), epochs=str(EPOCHS))
+    for stage in ("download", "preprocess", "train"):
+        project.run("python", "-m", f"stages.{stage}")
+    return model(project)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """With a cache of its own, or DVC would have the result from the last test."""
+    return Project(tmp_path, epochs=str(EPOCHS))
+
+
+def launch(project: Project, *command: str) -> subprocess.Popen[bytes]:
+    """A command in a process group of its own, as a shell starts it."""
+    with (project.root / ".said").open("ab") as said:
+        return subprocess.Popen(
+            command,
+            cwd=project.root,
+            env={**clean_environment(), "IMAGECLF_CACHE": str(project.root / ".archives")},
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_for(condition: Callable[[], object], patience_s: float = 60) -> None:
+    until = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def saved(project: Project) -> list[Path]:
+    """The state of a training under way."""
+    return list((project.root / ".resume").glob("*.state"))
+
+
+def trainers(project: Project) -> list[int]:
+    """The processes that train in this project or in DVC's copies of it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if b"stages.train" in (entry / "cmdline").read_bytes() and (entry / "cwd").resolve().is_relative_to(
+                project.root
+            ):
+                found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def interrupt(project: Project, kill: Callable[[int], None], *command: str) -> int:
+    """Start a command, kill it in the midst of its training, wait until no process of it is left; its exit code."""
+    progress = project.root / "src/imageclf/progress.py"
+    as_committed = progress.read_text()
+    progress.write_text(as_committed + SLOWLY)
+    process = launch(project, *command)
+    wait_for(lambda: saved(project) or process.poll() is not None)
+    assert process.poll() is None, (project.root / ".said").read_text()
+    time.sleep(0.3)
+    kill(process.pid)
+    code = process.wait(timeout=60)
+    wait_for(lambda: not trainers(project))
+    progress.write_text(as_committed)
+    assert saved(project)
+    return code
+
+
+def locked(project: Project) -> object:
+    """What dvc.lock says of the training."""
+    return parse_yaml((project.root / "dvc.lock").read_text(), "dvc.lock")["stages"].get("train")
+
+
+def history(project: Project) -> list[int]:
+    lines = (project.root / "metrics/history.csv").read_text().splitlines()[1:]
+    return [int(line.split(",")[0]) for line in lines]
+
+
+KILLERS: dict[str, Callable[[int], None]] = {
+    "Ctrl-C": lambda pid: os.killpg(pid, signal.SIGINT),
+    "SIGTERM to DVC": lambda pid: os.kill(pid, signal.SIGTERM),
+    "SIGKILL to all": lambda pid: os.killpg(pid, signal.SIGKILL),
+}
+
+
+@pytest.mark.parametrize("killer", KILLERS)
+def test_repro_goes_on_after(killer: str, project: Project, undisturbed: str) -> None:
+    before = locked(project)
+    assert interrupt(project, KILLERS[killer], "dvc", "repro", "train") != 0
+    assert locked(project) == before
+    output = project.run("dvc", "repro", "train")
+    assert "going on at epoch" in output
+    assert model(project) == undisturbed
+    assert history(project) == list(range(1, EPOCHS + 1))
+    assert not saved(project)
+    with sqlite3.connect(project.root / "mlflow.db") as database:
+        (runs,) = database.execute("select count(*) from runs").fetchone()
+        steps = database.execute("select step from metrics where key = 'train/loss' order by step").fetchall()
+    assert runs == 1
+    assert project.runs()[0].status == "FINISHED"
+    assert [step for (step,) in steps] == list(range(1, EPOCHS + 1))
+
+
+def test_an_experiment_in_a_copy_goes_on(project: Project, undisturbed: str) -> None:
+    command = ("dvc", "exp", "run", "--temp", "-n", "again")
+    assert interrupt(project, KILLERS["Ctrl-C"], *command) != 0
+    output = project.run(*command)
+    assert "going on at epoch" in output
+    project.run("dvc", "exp", "apply", "again")
+    assert model(project) == undisturbed
+    assert project.only_run("again").status == "FINISHED"
+
+
+def test_another_training_starts_at_its_beginning(project: Project) -> None:
+    interrupt(project, KILLERS["Ctrl-C"], "dvc", "repro", "train")
+    path = project.root / "src/imageclf/losses.py"
+    path.write_text(path.read_text() + "\n# changed\n")
+    assert "going on" not in project.run("dvc", "repro", "train")
+    assert history(project) == list(range(1, EPOCHS + 1))
+
+
+def test_two_at_once(project: Project, undisturbed: str) -> None:
+    """DVC's lock lets one through at a time, and who comes too late is told; the result is right."""
+    both = [launch(project, "dvc", "repro", "train") for _ in range(2)]
+    codes = sorted(process.wait(timeout=120) for process in both)
+    assert codes[0] == 0
+    said = (project.root / ".said").read_text()
+    assert codes[1] == 0 or "Unable to acquire lock" in said or "is busy" in said, said
+    assert model(project) == undisturbed
+    assert "Stage 'train' didn't change" in project.run("dvc", "repro", "train")
+
+
+def test_two_clones_on_one_cache(tmp_path: Path, undisturbed: str) -> None:
+    clones = [Project(tmp_path / name, cache=tmp_path / "cache", epochs=str(EPOCHS)) for name in ("a", "b")]
+    at_once = [launch(clone, "dvc", "repro", "train") for clone in clones]
+    assert [process.wait(timeout=180) for process in at_once] == [0, 0]
+    assert [model(clone) for clone in clones] == [undisturbed] * 2
+    cached = [path for path in (tmp_path / "cache/files/md5").glob("??/*") if path.suffix != ".dir"]
+    assert cached
+    for path in cached:
+        assert hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == path.parent.name + path.name

@@ -1,0 +1,182 @@
+"""No damaged file passes in silence: 1,000 flipped bytes and 100 truncations over every file that a stage reads.
+
+Each must end in one sentence of `UserError`, or in the right bytes again. `pytest -n0 -rP` on this file
+shows how many did.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MadeArchives
+from imports import ROOT
+
+from imageclf import checkpoint, fetch, files, models, pack, params, paths, splits
+from imageclf.datasets import DATASETS, Archive
+from imageclf.errors import UserError
+from imageclf.prepare import prepare
+from imageclf.raw import Images, RawData
+from stages import preprocess
+
+FLIPS, TRUNCATIONS = 1000, 100
+
+Reader = Callable[[], object]
+Subjects = list[tuple[list[Path], Reader]]
+"""Files, and what reads them."""
+
+
+def archives_in(folder: Path) -> dict[str, Archive]:
+    """The entries of a table for the files in a folder."""
+    return {path.name: Archive(files.sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}
+
+
+def raw_archives(made: MadeArchives, monkeypatch: pytest.MonkeyPatch) -> Subjects:
+    """Published archives in data/raw, as preprocess reads them."""
+    shutil.copytree(made.folder, paths.RAW)
+    monkeypatch.setitem(DATASETS, "mnist", replace(DATASETS["mnist"], files=archives_in(paths.RAW)))
+    settings = params.load(ROOT / paths.PARAMS)
+    knobs = settings.of(params.PreprocessParams).model_copy(update={"dataset": "mnist"})
+    return [(sorted(paths.RAW.iterdir()), lambda: preprocess.read_raw(knobs, settings.runtime))]
+
+
+def cached_archives(made: MadeArchives) -> Subjects:
+    """The same in the cache outside of DVC, as download reads them: they are healed from the mirror."""
+    source = replace(DATASETS["mnist"], files=archives_in(made.folder), addresses=(str(made.folder),))
+
+    def read() -> None:
+        fetch.fetch("mnist", source, Path("fetched"), None, progress=False)
+
+    read()
+    return [(sorted(fetch.cache().iterdir()), read)]
+
+
+def packed_images() -> Subjects:
+    """One's own images in data/raw."""
+    from imageclf import folder
+
+    for number in range(8):
+        image = Path("origin", "train", "ab"[number % 2], f"{number}.bmp")
+        image.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PICTURE, image)
+    packed = Path("packed")
+    pack.pack(Path("origin"), packed, progress=False)
+    return [(sorted(packed.iterdir()), lambda: folder.read(packed, None, workers=1, progress=False))]
+
+
+def prepared_data() -> Subjects:
+    """data/processed with all the files that it can have."""
+    random = np.random.default_rng(0)
+    pixels, labels = random.integers(256, size=(60, 2, 3, 4), dtype=np.uint8), random.integers(3, size=60)
+    raw = RawData({"train": Images(labels, lambda: iter([pixels]))}, ("a", "b", "c"), image_shape=(2, 3, 4))
+    prepare(
+        raw,
+        paths.PROCESSED,
+        dataset="made",
+        classes=None,
+        val_fraction=0.25,
+        split_seed=0,
+        grayscale=False,
+        image_size=None,
+        pad=0,
+        normalize="zca",
+        permute_seed=1,
+        one_hot=True,
+    )
+
+    def read() -> None:
+        data = splits.read(paths.PROCESSED)
+        assert data.permutation is not None
+        assert data.whitening is not None
+        assert all(len(data[split]) > 0 for split in ("train", "val", "test"))
+
+    return [(sorted(paths.PROCESSED.iterdir()), read)]
+
+
+def trained_model() -> Subjects:
+    """data/model, whitening included."""
+    torch.manual_seed(0)
+    knobs = {"hidden": [8], "dropout": 0.0}
+    recipe = {"model": "mlp", "arguments": knobs, "image_shape": [1, 4, 4], "classes": ["a", "b"]}
+    net = models.build("mlp", (1, 4, 4), 2, **knobs)
+    whitening = (np.zeros(16, np.float32), np.eye(16, dtype=np.float32))
+    checkpoint.save(paths.MODEL, net.state_dict(), whitening, {**recipe, "normalization": [[0.0], [1.0]]})
+    return [(sorted(paths.MODEL.iterdir()), lambda: checkpoint.load(paths.MODEL))]
+
+
+PICTURE = Path("picture.bmp")
+
+
+@pytest.fixture
+def subjects(tmp_path: Path, made_archives: MadeArchives, monkeypatch: pytest.MonkeyPatch) -> Subjects:
+    """Every file that a stage reads and another one wrote, with its reader."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("IMAGECLF_CACHE", "cache")
+    monkeypatch.delenv("IMAGECLF_MIRROR", raising=False)
+    Image.new("RGB", (3, 2), (9, 200, 80)).save(PICTURE)
+    return [
+        *raw_archives(made_archives, monkeypatch),
+        *cached_archives(made_archives),
+        *packed_images(),
+        *prepared_data(),
+        *trained_model(),
+    ]
+
+
+def outcome(path: Path, damaged: bytes, read: Reader) -> str:
+    """What becomes of a file with other bytes: refused, healed, or passed; then it is put right again."""
+    whole = path.read_bytes()
+    assert damaged != whole
+    path.write_bytes(damaged)
+    try:
+        read()
+        return "healed" if path.read_bytes() == whole else "passed"
+    except UserError as error:
+        return "refused" if path.name in str(error) and "\n" not in str(error) else f"said {error}"
+    finally:
+        path.write_bytes(whole)
+
+
+def flipped(whole: bytes, random: np.random.Generator) -> bytes:
+    place = random.integers(len(whole))
+    return whole[:place] + bytes([whole[place] ^ random.integers(1, 256)]) + whole[place + 1 :]
+
+
+def truncated(whole: bytes, random: np.random.Generator) -> bytes:
+    return whole[: random.integers(len(whole))]
+
+
+def outcomes(subjects: Subjects, damage: Callable[[bytes, np.random.Generator], bytes], count: int) -> Counter[str]:
+    """How often each outcome came about; the files take turns, the places in them are random."""
+    random = np.random.default_rng(count)
+    turns = [(path, read) for paths_, read in subjects for path in paths_]
+    return Counter(
+        outcome(path, damage(path.read_bytes(), random), read)
+        for path, read in (turns[number % len(turns)] for number in range(count))
+    )
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_every_damaged_byte_is_refused_or_healed(subjects: Subjects) -> None:
+    found = outcomes(subjects, flipped, FLIPS) + outcomes(subjects, truncated, TRUNCATIONS)
+    count = sum(len(paths_) for paths_, _ in subjects)
+    print(f"{found['refused'] + found['healed']:,} of {FLIPS + TRUNCATIONS:,} caught in {count} files: {dict(found)}")
+    assert set(found) == {"refused", "healed"}
+    assert found.total() == FLIPS + TRUNCATIONS
+
+
+def test_without_the_checksums_they_would_pass(subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else the test above would prove nothing: an array with another last byte is still an array."""
+    monkeypatch.setattr(files, "verify", lambda *_, **__: None)
+    arrays = [(path, read) for paths_, read in subjects for path in paths_ if path.suffix == ".npy"]
+    assert len(arrays) == 9
+    for path, read in arrays:
+        whole = path.read_bytes()
+        assert outcome(path, whole[:-1] + bytes([whole[-1] ^ 1]), read) == "passed"

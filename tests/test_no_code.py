@@ -1,0 +1,293 @@
+"""No file runs code: the same pickle, which would leave a marker, through every file that the project opens.
+
+What the sources may not say is in test_sources.py.
+"""
+
+import bz2
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import pickle  # noqa: TID251 - to make what must not run
+import shutil
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from imports import ROOT
+from PIL import Image
+
+from imageclf import checkpoint, errors, files, folder, models, pack, params, paths, recipes, splits
+from imageclf.datasets import DATASETS, Archive
+from stages import preprocess
+
+MARKER = Path("marker")
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {MARKER}",)
+
+
+PICKLE = pickle.dumps(Command())
+
+
+@pytest.fixture(autouse=True)
+def _no_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty folder to work in; nothing may have run in the end, though the pickle is no dud."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    yield
+    assert list(tmp_path.rglob(MARKER.name)) == []
+    pickle.loads(PICKLE)
+    assert MARKER.exists()
+
+
+def array_of_objects() -> bytes:
+    """An .npy file that holds the pickle."""
+    stream = io.BytesIO()
+    np.save(stream, np.array([Command()], dtype=object), allow_pickle=True)
+    return stream.getvalue()
+
+
+def tar_of(name: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def zip_of(name: str, content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def tensors(header: bytes) -> bytes:
+    """A safetensors file with that header."""
+    return struct.pack("<Q", len(header)) + header + PICKLE
+
+
+PAYLOADS = {
+    "pickle": PICKLE,
+    "pickle by protocol 0": pickle.dumps(Command(), 0),
+    "array of objects": array_of_objects(),
+    "npz of a pickle": zip_of("data.npy", array_of_objects()),
+    "torch's archive": zip_of("archive/data.pkl", PICKLE),
+    "safetensors of a pickle": tensors(PICKLE),
+    "safetensors that name one": tensors(json.dumps({"__metadata__": {"x": PICKLE.hex()}}).encode()),
+    "gzip": gzip.compress(PICKLE),
+    "bzip2": bz2.compress(PICKLE),
+    "xz": lzma.compress(PICKLE),
+    "tar": tar_of("train/a/0.png", PICKLE),
+    "CIFAR's archive": gzip.compress(tar_of("cifar-10-batches-py/test_batch", PICKLE)),
+    "YAML": b"!!python/object/apply:os.system ['touch marker']",
+    "expression": b"__import__('os').system('touch marker')",
+}
+
+# --- files that stages hand to one another, each vouched for by a forged manifest ---
+
+KNOBS = {"hidden": [8], "dropout": 0.0}
+
+
+def read_raw(name: str, payload: bytes) -> None:
+    """Archives of a data set, whose checksums are those of the payload."""
+    paths.RAW.mkdir(parents=True)
+    source = DATASETS[name]
+    for file in source.files:
+        (paths.RAW / file).write_bytes(payload)
+    archive = Archive(hashlib.sha256(payload).hexdigest(), len(payload))
+    forged = replace(source, files=dict.fromkeys(source.files, archive))
+    settings = params.load(ROOT / paths.PARAMS)
+    knobs = settings.of(params.PreprocessParams).model_copy(update={"dataset": name})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, name, forged)
+        raw = preprocess.read_raw(knobs, settings.runtime)
+        for images in raw.splits.values():
+            list(images.chunks())
+
+
+def read_packed(payload: bytes) -> None:
+    """A folder's tar."""
+    paths.RAW.mkdir(parents=True)
+    (paths.RAW / "images.tar").write_bytes(payload)
+    digest = files.sha256(paths.RAW / "images.tar")
+    members = [["train/a/0.png", 0, len(payload)], ["train/b/0.png", 0, len(payload)]]
+    manifest = {"classes": ["a", "b"], "members": members, "skipped": [], "files": {"images.tar": digest}}
+    files.write_manifest(paths.RAW / "manifest.json", manifest)
+    folder.read(paths.RAW, 8, workers=1, progress=False)
+
+
+def read_arrays(payload: bytes) -> None:
+    """Prepared arrays."""
+    paths.PROCESSED.mkdir(parents=True)
+    names = [*splits.split_files("train"), splits.PERMUTATION, splits.WHITENING, splits.WHITENING_MEAN]
+    for name in names:
+        (paths.PROCESSED / name).write_bytes(payload)
+    digest = files.sha256(paths.PROCESSED / names[0])
+    files.write_manifest(paths.PROCESSED / splits.MANIFEST, {"files": dict.fromkeys(names, digest)})
+    data = splits.read(paths.PROCESSED)
+    given = []
+    for read in (lambda: data["train"].labels, lambda: data.permutation, lambda: (data.whitening or [None])[0]):
+        with suppress(ValueError, AttributeError):  # of a zip numpy gives a lazy list, which has no labels
+            given.append(read())
+    assert not any(isinstance(array, np.ndarray) for array in given)
+    raise ValueError("no reader has an array of it")
+
+
+def read_model(payload: bytes) -> None:
+    """Weights and whitening."""
+    net = models.build("mlp", (1, 4, 4), 2, **KNOBS)
+    recipe = {"model": "mlp", "arguments": KNOBS, "image_shape": [1, 4, 4], "classes": ["a", "b"]}
+    checkpoint.save(paths.MODEL, net.state_dict(), None, {**recipe, "normalization": [[0.0], [1.0]]})
+    signed = files.read_manifest(paths.RECIPE, made_by="train")
+    whitening = paths.MODEL / checkpoint.WHITENING
+    whitening.write_bytes(payload)
+    forged = {**signed, "whitening_sha256": files.sha256(whitening)}
+    del forged["sha256"]
+    files.write_manifest(paths.RECIPE, forged)
+    with pytest.raises(Exception, match=r"."):
+        checkpoint.load(paths.MODEL)
+    paths.WEIGHTS.write_bytes(payload)
+    files.write_manifest(paths.RECIPE, {**forged, "weights_sha256": files.sha256(paths.WEIGHTS)})
+    checkpoint.load(paths.MODEL)
+
+
+def read_manifests(payload: bytes) -> None:
+    """Everything that is JSON."""
+    path = Path("manifest.json")
+    path.write_bytes(payload)
+    files.read_manifest(path, made_by="train")
+
+
+def read_yaml(payload: bytes) -> None:
+    """params.yaml, and recipes.yaml, which is read in the same way."""
+    for path, read in ((paths.PARAMS, params.load), (recipes.RECIPES, recipes.read)):
+        path.write_bytes(payload)
+        with pytest.raises(errors.UserError):
+            read(path)
+    raise errors.UserError("refused by each of its readers")
+
+
+def read_origin(payload: bytes) -> None:
+    """A tar or zip of one's own images."""
+    Path("origin").write_bytes(payload)
+    pack.pack(Path("origin"), paths.RAW, progress=False)
+
+
+READERS: dict[str, Callable[[bytes], None]] = {
+    **{name: lambda payload, name=name: read_raw(name, payload) for name in DATASETS},
+    "images.tar": read_packed,
+    "arrays": read_arrays,
+    "model": read_model,
+    "JSON": read_manifests,
+    "YAML": read_yaml,
+    "one's own archive": read_origin,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("payload", PAYLOADS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_payload_is_refused_and_never_runs(reader: str, payload: str) -> None:
+    with pytest.raises(Exception, match=r"."):
+        READERS[reader](PAYLOADS[payload])
+
+
+# --- YAML's tags ---
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "!!python/object/apply:os.system [touch marker]",
+        "!!python/object/apply:subprocess.call [[touch, marker]]",
+        "!!python/object/apply:builtins.eval [\"open('marker', 'w')\"]",
+        "!!python/object/new:os.system [touch marker]",
+        "!!python/object:imageclf.params.Params {}",
+        "!!python/name:os.system",
+        "!!python/module:os",
+        "!!python/tuple [1, 2]",
+        "!<tag:yaml.org,2002:python/object/apply:os.system> [touch marker]",
+    ],
+)
+def test_a_tag_of_python_is_refused(tag: str) -> None:
+    committed = (ROOT / paths.PARAMS).read_text()
+    paths.PARAMS.write_text(committed.replace("lr: 0.001", f"lr: {tag}"))
+    with pytest.raises(errors.UserError, match=r"could not determine a constructor for the tag .* \(line \d+\)"):
+        params.load()
+    recipes.RECIPES.write_text((ROOT / recipes.RECIPES).read_text() + f"  more:\n    lr: {tag}\n")
+    with pytest.raises(errors.UserError, match="could not determine a constructor"):
+        recipes.read()
+    with pytest.raises(errors.UserError, match="could not determine a constructor"):
+        recipes.parse_changes([f"lr={tag}"])
+
+
+# --- names ---
+
+NAMES = [
+    "; touch marker",
+    "$(touch marker)",
+    "`touch marker`",
+    "| touch marker",
+    "a\nb",
+    "-rf",
+    "--help",
+    "%s{}",
+    "${lr}",
+]
+
+
+@pytest.mark.parametrize("form", ["directory", "tar", "zip"])
+def test_names_stay_text_from_the_archive_to_the_plots(form: str) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 99, 199)).save(stream, "PNG")
+    for name in NAMES:
+        for number in range(6):
+            image = Path("origin", "train", name, f"{number}{name}.png")
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(stream.getvalue())
+    origin = Path("origin")
+    if form != "directory":
+        origin = Path(shutil.make_archive("packed", form, "origin"))
+    pack.pack(origin, paths.RAW, progress=False)
+    data = folder.read(paths.RAW, None, workers=1, progress=False)
+    assert data.classes == tuple(sorted(NAMES))
+    write_reports(list(data.classes))
+    lines = paths.PREDICTIONS.read_text()
+    assert all(name in lines for name in NAMES)
+
+
+def write_reports(classes: list[str]) -> None:
+    """All tables and pictures that name classes."""
+    from imageclf import reports
+
+    labels = np.arange(len(classes))
+    probabilities = np.full((len(classes), len(classes)), 1 / len(classes), np.float32)
+    reports.write_predictions(paths.PREDICTIONS, classes, labels, probabilities)
+    reports.write_per_class(paths.PER_CLASS, classes, np.eye(len(classes), dtype=np.int64))
+    reports.plot_confusion(paths.PLOTS / "confusion.png", classes, np.eye(len(classes), dtype=np.int64))
+    images = np.zeros((8, 3, 8, 8), np.uint8)
+    reports.plot_predictions(paths.PLOTS / "samples.png", images, labels[:8], probabilities[:8], classes)
+
+
+def test_no_parameter_reaches_a_command_line() -> None:
+    """DVC pastes `${...}` into commands as it is."""
+    stages = params.read_yaml(ROOT / "dvc.yaml")["stages"]
+    assert {name: stage["cmd"] for name, stage in stages.items()} == {
+        name: f"python -m stages.{name}" for name in stages
+    }
