@@ -24,7 +24,7 @@ import torch
 
 from benchmarks import floor, nets, projects, tutorial
 from benchmarks.task import Outcome, Task, outcome
-from imageclf import checkpoint, errors, files, params, paths, runtime, splits
+from imageclf import checkpoint, errors, files, params, paths, runtime, splits, yaml12
 from imageclf.batches import Batches
 from imageclf.losses import LOSSES
 from imageclf.scoring import BATCH, score
@@ -131,7 +131,7 @@ def train_ours(task: Task) -> Outcome:
     settle = SETTLE[task.recipe]
     task = replace(task, epochs=task.epochs * max(1, settle // 4))  # short ones scatter, and more cost little
     epochs = settle + task.epochs
-    files.write_json(paths.PARAMS, {**params.read_yaml(paths.PARAMS), "epochs": epochs})
+    files.write_json(paths.PARAMS, {**yaml12.read(paths.PARAMS), "epochs": epochs})
     projects.run(Path.cwd(), "-m", "stages.train")
     with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
         rows = database.execute(

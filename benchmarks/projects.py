@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imageclf import files, npy, params, paths, recipes, splits
+from imageclf import files, npy, params, paths, recipes, splits, yaml12
 from imageclf.prepare import stratified
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def make(folder: Path, recipe: str, images: int | None, data: Path) -> int:
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / paths.PIPELINE, folder / paths.PIPELINE)
-    content = recipes.merge(params.read_yaml(ROOT / paths.PARAMS), values(recipe, data))
+    content = recipes.merge(yaml12.read(ROOT / paths.PARAMS), values(recipe, data))
     files.write_json(folder / paths.PARAMS, content)  # JSON is YAML too
     params.load(folder / paths.PARAMS)
     for stage in ("download", "preprocess"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.projects import ROOT
-from imageclf import files, params, paths, recipes, resume, splits
+from imageclf import files, params, paths, recipes, resume, splits, yaml12
 from imageclf.datasets import DATASETS
 from imageclf.prepare import prepare
 from imageclf.tracking import Recorder
@@ -27,7 +27,7 @@ RECIPE, CHANGES = "fc500", {"epochs": 1, "val_fraction": 0.1, "runtime.device": 
 def knobs() -> params.Params:
     """The parameters of every step."""
     values = recipes.read(ROOT / recipes.RECIPES)[RECIPE] | CHANGES
-    return params.validate(recipes.merge(params.read_yaml(ROOT / paths.PARAMS), values), RECIPE)
+    return params.validate(recipes.merge(yaml12.read(ROOT / paths.PARAMS), values), RECIPE)
 
 
 def preprocess() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from imageclf import cores, errors, params, paths, resume, splits, tracking
+from imageclf import cores, errors, params, paths, resume, splits, tracking, yaml12
 from imageclf.tracking import Recorder
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def main() -> None:
 
 def identify(knobs: params.TrainParams, machine: params.RuntimeParams, data: splits.Prepared) -> dict[str, Any]:
     """All that the trained net's bits depend on."""
-    code = resume.code(params.read_yaml(resume.CHECKOUT / paths.PIPELINE)["stages"]["train"]["deps"])
+    code = resume.code(yaml12.read(resume.CHECKOUT / paths.PIPELINE)["stages"]["train"]["deps"])
     threads = cores.allowed_cores() if machine.threads == "auto" else machine.threads
     return {
         "code": code,

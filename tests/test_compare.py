@@ -162,9 +162,9 @@ def test_the_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert len({row.count("|") for row in rows}) == 1
     reference = "98.01 ± 0.08 (n=3) | reached |"
     assert rows[2] == (
-        f"| a | 98.01 ± 0.08 | 97.81 to 98.21 | 3 | 99.01 ± 0.08 | 1.00 ± 0.00 | 0.2000 | 5 | {reference}"
+        f"| a | 98.01 ± 0.08 | 97.81 to 98.21 | 3 | 99.01 ± 0.08 | 1.00 ± 0.00 | 0.2000 | 5 |  | {reference}"
     )
-    assert rows[3] == "| b | 97.99 |  | 1 | 98.99 | 1.00 | 0.2000 | 5 | 99.00 | below |"
+    assert rows[3] == "| b | 97.99 |  | 1 | 98.99 | 1.00 | 0.2000 | 5 |  | 99.00 | below |"
     assert "\n- a and b cannot be compared by a test" in text
     assert "![a, b](a.b.png)" in text
     assert text.endswith("Experiments on commit 0123456.\n")
@@ -186,6 +186,25 @@ def test_without_references_there_is_no_verdict(tmp_path: Path, monkeypatch: pyt
     text = (out / "a.b.md").read_text()
     assert "verdict" not in text
     assert "p: " not in text
+
+
+def test_seconds_are_the_mean_of_all_seeds_or_left_out() -> None:
+    compared = Comparison("a, b", "0123456789", [group("a", 0.5, 0.6), group("b", 0.5, 0.6)], [])
+    seconds = {"a-s0": 10.0, "a-s1": 13.0, "b-s0": 10.0, "c-s0": 1.0}
+    text = compare.as_markdown(compared, seconds, "plot.png")
+    last = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in text.splitlines() if row.startswith("|")}
+    assert (last["a"], last["b"]) == ("12", "")
+    members = compare.as_json(compared, seconds)["groups"]["b"]["experiments"]
+    assert {name: member["seconds"] for name, member in members.items()} == {"b-s0": 10.0, "b-s1": None}
+
+
+def test_without_mlflow_the_comparison_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
+    assert compare.training_seconds("0123456789") == {}
+    assert capsys.readouterr().out.startswith("the seconds are left out: MLflow failed (")
 
 
 def test_an_interval_ends_at_none_and_all(tmp_path: Path) -> None:

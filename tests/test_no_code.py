@@ -26,7 +26,7 @@ import pytest
 from imports import ROOT
 from PIL import Image
 
-from imageclf import checkpoint, errors, files, folder, models, pack, params, paths, recipes, splits
+from imageclf import checkpoint, errors, files, folder, models, pack, params, paths, recipes, splits, yaml12
 from imageclf.datasets import DATASETS, Archive
 from stages import preprocess
 
@@ -287,7 +287,7 @@ def write_reports(classes: list[str]) -> None:
 
 def test_no_parameter_reaches_a_command_line() -> None:
     """DVC pastes `${...}` into commands as it is."""
-    stages = params.read_yaml(ROOT / "dvc.yaml")["stages"]
+    stages = yaml12.read(ROOT / "dvc.yaml")["stages"]
     assert {name: stage["cmd"] for name, stage in stages.items()} == {
         name: f"python -m stages.{name}" for name in stages
     }

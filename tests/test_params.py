@@ -12,7 +12,7 @@ from conftest import peak_below
 from dvc.utils.serialize import ParseError, parse_yaml
 from imports import ROOT, SOURCE
 
-from imageclf import params
+from imageclf import params, yaml12
 from imageclf.datasets import DATASETS
 from imageclf.errors import UserError
 from imageclf.losses import LOSSES
@@ -50,15 +50,15 @@ def test_a_scalar_means_what_it_means_to_dvc(scalar: str) -> None:
         theirs = repr(parse_yaml(text, "params.yaml"))  # told apart by repr: 1, 1.0, True, nan, -0.0
     except (ParseError, ValueError):  # DVC refuses it
         with pytest.raises(yaml.YAMLError):
-            yaml.load(text, params.Yaml12Loader)  # noqa: S506
+            yaml.load(text, yaml12.Yaml12Loader)  # noqa: S506
     else:
-        assert repr(yaml.load(text, params.Yaml12Loader)) == theirs  # noqa: S506
+        assert repr(yaml.load(text, yaml12.Yaml12Loader)) == theirs  # noqa: S506
 
 
 @pytest.mark.parametrize("scalar", ["1e-3", "1e3", "012", "off", "1:30"])
 def test_these_scalars_do_mean_something_else_to_pyyaml(scalar: str) -> None:
     """Or else the test above would prove nothing."""
-    assert repr(yaml.safe_load(scalar)) != repr(yaml.load(scalar, params.Yaml12Loader))  # noqa: S506
+    assert repr(yaml.safe_load(scalar)) != repr(yaml.load(scalar, yaml12.Yaml12Loader))  # noqa: S506
 
 
 @pytest.mark.parametrize("text", ["a: 1\na: 2\n", "a: {b: 1, b: 1}\n", "a:\n  - b: 1\n    b: 2\n"])
@@ -66,7 +66,7 @@ def test_a_key_that_stands_twice_is_refused_as_dvc_refuses_it(text: str) -> None
     with pytest.raises(ParseError):
         parse_yaml(text, "params.yaml")
     with pytest.raises(yaml.YAMLError, match="stands twice"):
-        yaml.load(text, params.Yaml12Loader)  # noqa: S506
+        yaml.load(text, yaml12.Yaml12Loader)  # noqa: S506
 
 
 # --- the committed file ---

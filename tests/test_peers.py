@@ -12,7 +12,7 @@ import torch
 from benchmarks import floor, machine, nets, peers, projects, report, tutorial
 from benchmarks.contestants import CONTESTANTS, NEEDS, SETTLE, compute_floor, train_tutorial
 from benchmarks.task import Task, outcome
-from imageclf import models, params, paths, recipes, splits
+from imageclf import models, params, paths, recipes, splits, yaml12
 from imageclf.prepare import prepare
 from imageclf.raw import Images, RawData
 from imageclf.splits import Prepared
@@ -24,7 +24,7 @@ SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "folder": (3, 32, 32)}
 def knobs(recipe: str, **changes: Any) -> params.Params:
     """A recipe's parameters, as the benchmark changes them."""
     values = projects.values(recipe, Path("no/data")) | changes
-    return params.validate(recipes.merge(params.read_yaml(projects.ROOT / paths.PARAMS), values), recipe)
+    return params.validate(recipes.merge(yaml12.read(projects.ROOT / paths.PARAMS), values), recipe)
 
 
 def ours(settings: params.Params) -> torch.nn.Module:

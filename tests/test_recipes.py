@@ -12,12 +12,12 @@ from dvc.utils.hydra import apply_overrides
 from imports import ROOT
 from project import Project
 
-from imageclf import compare, experiments, params, permuted, recipes
+from imageclf import compare, experiments, params, permuted, recipes, yaml12
 from imageclf.errors import UserError
 from imageclf.experiments import Experiment
 
 BOOK = recipes.read(ROOT / "recipes.yaml")
-BASE = params.read_yaml(ROOT / "params.yaml")
+BASE = yaml12.read(ROOT / "params.yaml")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def applied(tmp_path: Path, overrides: list[str]) -> dict[str, object]:
     path.write_text((ROOT / "params.yaml").read_text())
     assert to_path_overrides(overrides) == {"params.yaml": overrides}
     apply_overrides(path, overrides)
-    return params.read_yaml(path)
+    return yaml12.read(path)
 
 
 @pytest.mark.parametrize("name", BOOK)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from imports import ROOT, SOURCE
 
-from imageclf import params
+from imageclf import yaml12
 
 TREES = {
     path: ast.parse(path.read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def _offends(call: ast.Call) -> bool:
 
 def _is_safe_loader(call: ast.Call) -> bool:
     loader = ast.unparse(call.args[1]) if len(call.args) > 1 else ""
-    return loader in {"yaml.SafeLoader", "Yaml12Loader"} and issubclass(params.Yaml12Loader, params.yaml.SafeLoader)
+    return loader in {"yaml.SafeLoader", "Yaml12Loader"} and issubclass(yaml12.Yaml12Loader, yaml12.yaml.SafeLoader)
 
 
 @pytest.mark.parametrize("path", TREES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -1,6 +1,7 @@
 """Whatever happens to MLflow, to its store or to the stage: the run goes on and its record tells the truth."""
 
 import http.server
+import json
 import os
 import shutil
 import signal
@@ -44,7 +45,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database as MLflow creates it, which takes seconds."""
     folder = tmp_path_factory.mktemp("database")
-    finish(start("from imageclf import recorder; recorder.Store(recorder.Path('.'))", DVC_ROOT=str(folder), cwd=folder))
+    finish(start("from imageclf import store; store.Store(store.Path('.'))", DVC_ROOT=str(folder), cwd=folder))
     return folder / "mlflow.db"
 
 
@@ -300,6 +301,24 @@ def test_tracking_can_be_switched_off(bare: Path) -> None:
     with tracking.recording("train", enabled=False) as recorder:
         recorder.metrics({"a": 1.0}, step=1)
     assert list(bare.iterdir()) == []
+
+
+SECONDS = """
+from pathlib import Path
+from imageclf.store import Store
+print(Store(Path(".")).training_seconds("1234"))
+"""
+
+
+def test_a_training_takes_from_its_stage_s_start_to_its_end(root: Path) -> None:
+    names = {"a": "1234", "b": "1234", "elsewhere": "5678"}
+    began = time.time()
+    for name, baseline in names.items():
+        finish(start(DVC_EXP_NAME=name, DVC_EXP_BASELINE_REV=baseline))
+    finish(start(SCRIPT + "    raise ValueError('boom')\n", DVC_EXP_NAME="failed", DVC_EXP_BASELINE_REV="1234"))
+    took = json.loads(finish(start(SECONDS)).replace("'", '"'))
+    assert took.keys() == {"a", "b"}
+    assert all(0 < seconds < time.time() - began for seconds in took.values())
 
 
 def test_flatten_joins_names_with_slashes_and_drops_text() -> None:

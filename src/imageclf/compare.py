@@ -4,17 +4,18 @@
 
 A name stands for all experiments `<name>-s<seed>` on this commit, or for one experiment of that name. Writes
 metrics/comparison.md, .json and .png, which git sees and DVC does not own: commit one worth keeping, under a name of
-its own (`--out docs/vgg`). The same goes to MLflow as a run `compare: ...`. Seconds are not here: DVC's files hold no
-durations, as these would differ each time; MLflow shows them for each run.
+its own (`--out docs/vgg`). The same goes to MLflow as a run `compare: ...`, and the seconds of each training come from
+there: DVC's files hold no durations.
 """
 
 import argparse
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from imageclf import comparison, errors, experiments, files, params, paths, recipes, tracking
+from imageclf import comparison, errors, experiments, files, params, paths, recipes, tracking, yaml12
 from imageclf.comparison import Comparison, Group
 from imageclf.errors import UserError
 from imageclf.significance import LEVEL, Reference, reaches, summarize
@@ -27,7 +28,8 @@ def publish(compared: Comparison, out: Path) -> None:
     enabled = params.load().runtime.tracking
     # Not with_suffix: a name may hold a dot.
     table, numbers, plot = (out.with_name(f"{out.name}.{kind}") for kind in ("md", "json", "png"))
-    text, content = as_markdown(compared, plot.name), as_json(compared)
+    seconds = training_seconds(compared.commit) if enabled else {}
+    text, content = as_markdown(compared, seconds, plot.name), as_json(compared, seconds)
     files.write_text(table, text)
     files.write_json(numbers, content)
     draw(plot, compared.groups)
@@ -39,11 +41,13 @@ def publish(compared: Comparison, out: Path) -> None:
         recorder.artifacts([table, numbers, plot])
 
 
-def as_json(compared: Comparison) -> dict[str, Any]:
-    """Every number of the comparison; accuracies are shares, 0 to 1."""
+def as_json(compared: Comparison, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Every number of the comparison; accuracies are shares, 0 to 1, `seconds` those of trainings by experiment."""
     return {
         "commit": compared.commit,
-        "groups": {group.name: _group_json(group, compared.references.get(group.name)) for group in compared.groups},
+        "groups": {
+            group.name: _group_json(group, compared.references.get(group.name), seconds) for group in compared.groups
+        },
         "pairs": [
             {
                 "first": pair.first.name,
@@ -58,7 +62,7 @@ def as_json(compared: Comparison) -> dict[str, Any]:
     }
 
 
-def _group_json(group: Group, reference: Reference | None) -> dict[str, Any]:
+def _group_json(group: Group, reference: Reference | None, seconds: Mapping[str, float]) -> dict[str, Any]:
     scores = {
         "accuracy": asdict(group.accuracy),
         "loss": asdict(summarize(group.values("test", "loss"))),
@@ -70,16 +74,31 @@ def _group_json(group: Group, reference: Reference | None) -> dict[str, Any]:
         "reference": asdict(reference) if reference else None,
         "reaches_reference": reaches(group.accuracy, reference) if reference else None,
         "experiments": {
-            member.name: {"seed": seed, "revision": member.revision, **member.metrics}
+            member.name: {
+                "seed": seed,
+                "revision": member.revision,
+                "seconds": seconds.get(member.name),
+                **member.metrics,
+            }
             for seed, member in group.members.items()
         },
     }
 
 
-def as_markdown(compared: Comparison, plot: str) -> str:
+def as_markdown(compared: Comparison, seconds: Mapping[str, float], plot: str) -> str:
     """The table, a sentence for each pair, the picture `plot`, and what the numbers mean."""
-    header = ["", "test accuracy", f"{LEVEL:.0%} interval", "n", "train accuracy", "gap", "test loss", "epochs"]
-    rows = [_row(group) for group in compared.groups]
+    header = [
+        "",
+        "test accuracy",
+        f"{LEVEL:.0%} interval",
+        "n",
+        "train accuracy",
+        "gap",
+        "test loss",
+        "epochs",
+        "train s",
+    ]
+    rows = [_row(group, seconds) for group in compared.groups]
     if any(group.name in compared.references for group in compared.groups):
         header += ["reference", "verdict"]
         for row, group in zip(rows, compared.groups, strict=True):
@@ -102,14 +121,16 @@ def _note(num_pairs: int, commit: str) -> str:
     )
     return (
         f"Accuracies in percent: mean ± standard deviation over n seeds, {LEVEL:.0%} t-interval of the mean; a single "
-        f"seed has neither. {tests if num_pairs else ''}Experiments on commit {commit[:7]}."
+        f"seed has neither. {tests if num_pairs else ''}train s: mean seconds of the train stage by MLflow's record, "
+        f"whatever else the machine did. Experiments on commit {commit[:7]}."
     )
 
 
-def _row(group: Group) -> list[str]:
+def _row(group: Group, seconds: Mapping[str, float]) -> list[str]:
     interval = comparison.ends(group.accuracy)
     epochs = {str(member.params["epochs"]) for member in group.members.values()}
     loss = summarize(group.values("test", "loss"))
+    took = [seconds[member.name] for member in group.members.values() if member.name in seconds]
     return [
         group.name,
         comparison.percent(group.accuracy),
@@ -119,6 +140,7 @@ def _row(group: Group) -> list[str]:
         comparison.percent(summarize(group.values("test", "gap"))),
         f"{loss.mean:.4f}",
         ", ".join(sorted(epochs)),
+        f"{statistics.fmean(took):.0f}" if len(took) == len(group.members) else "",
     ]
 
 
@@ -150,9 +172,20 @@ def draw(path: Path, groups: Sequence[Group]) -> None:
         figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
 
 
+def training_seconds(baseline: str) -> dict[str, float]:
+    """Seconds of each experiment's training; none, and a sentence, where MLflow does not tell."""
+    from imageclf.store import Store
+
+    try:
+        return Store(paths.repository()).training_seconds(baseline)
+    except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the comparison is worth having
+        print(f"the seconds are left out: MLflow failed ({str(error).splitlines()[0][:200]})", flush=True)
+        return {}
+
+
 def read_references(path: Path = recipes.RECIPES) -> dict[str, Reference]:
     """The `references` of recipes.yaml, which are in percent."""
-    return {name: _reference(**values) for name, values in params.read_yaml(path)["references"].items()}
+    return {name: _reference(**values) for name, values in yaml12.read(path)["references"].items()}
 
 
 def _reference(mean: float, std: float = 0.0, n: int = 1) -> Reference:

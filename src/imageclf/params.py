@@ -1,4 +1,4 @@
-"""`params.yaml` to typed, validated parameters, one class a stage: the only user of yaml.
+"""`params.yaml` to typed, validated parameters, one class a stage.
 
 Every stage validates the whole file, so a typo in `optimizer` stops `download` in the first second.
 What a knob means is said once, in `params.yaml`; here stand its type, its limits and no default.
@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from imageclf import paths
+from imageclf import paths, yaml12
 from imageclf.errors import UserError
 
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder"]
@@ -135,31 +134,7 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
 
 def load(path: Path = paths.PARAMS) -> Params:
     """Read and validate `path`; raises `UserError` with a line for each key that is wrong."""
-    return validate(read_yaml(path), str(path))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file; raises `UserError` where there is no such file, or no `key: value` lines in it."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} is not here: run from the project's root") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    content = parse_yaml(text, str(path))
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold `key: value` lines, as the committed one does")
-    return content
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """What a YAML 1.2 text says; raises `UserError` that names `source` and the line."""
-    try:
-        return yaml.load(text, Yaml12Loader)  # noqa: S506 - a SafeLoader with fewer types
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not valid YAML: {_where(error)}") from None
-    except RecursionError:
-        raise UserError(f"{source} is not valid YAML: lists within lists within lists, too deep to read") from None
+    return validate(yaml12.read(path), str(path))
 
 
 def validate(content: dict[str, Any], source: str) -> Params:
@@ -168,69 +143,6 @@ def validate(content: dict[str, Any], source: str) -> Params:
         return Params.model_validate(content)
     except ValidationError as error:
         raise UserError("\n".join(f"{source}: {line}" for line in _sentences(error))) from None
-
-
-class Yaml12Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, as DVC reads it: PyYAML's own 1.1 makes `1e-3` text and `off` a bool.
-
-    Duplicate keys, which PyYAML lets the last one win, are refused as DVC refuses them.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, if no key stands twice."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{_show(key)} is not a text key", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
-    try:
-        return _parse_number(loader.construct_scalar(node))
-    except ValueError:  # `._`, or more digits than Python converts
-        problem = f"{node.value[:20]!r} is not a number"
-        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
-
-
-def _parse_number(text: str) -> int | float:
-    text = text.replace("_", "").lower()
-    if re.fullmatch(r"[-+]?\.(inf|nan)", text):
-        return float(text.replace(".", ""))
-    digits = text.lstrip("+-")
-    base = {"0x": 16, "0o": 8, "0b": 2}.get(digits[:2], 10)
-    if base != 10:
-        return int(text, base)
-    return int(text) if digits.isdigit() else float(text)
-
-
-# First characters, pattern: the order decides, and the characters are only a fast filter.
-_NUMBER = re.compile(
-    r"""[-+]?(?: 0b[01_]+ | 0o[0-7_]+ | 0x[0-9a-fA-F_]+
-               | [0-9][0-9_]* (?:\.[0-9_]*)? (?:[eE][-+]?[0-9]+)?
-               | \.[0-9_]+ (?:[eE][-+][0-9]+)?
-               | \.(?:inf|Inf|INF) ) $ | \.(?:nan|NaN|NAN)$""",
-    re.VERBOSE,
-)
-Yaml12Loader.yaml_implicit_resolvers = {}
-Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), [*"~nN", ""])
-Yaml12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), [*"tTfF"]
-)
-Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, [*"-+.0123456789"])
-Yaml12Loader.add_constructor("tag:yaml.org,2002:float", _number)
-
-
-def _where(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error)
-    return f"{problem} (line {mark.line + 1})" if mark else " ".join(problem.split())
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
@@ -293,4 +205,4 @@ def _nearest(word: str, choices: list[str]) -> str:
 
 
 def _hint(value: object) -> str:
-    return ", a text: take the quotes away" if isinstance(value, str) and _NUMBER.match(value) else ""
+    return ", a text: take the quotes away" if isinstance(value, str) and yaml12.NUMBER.match(value) else ""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from imageclf import errors, experiments, params, paths
+from imageclf import errors, experiments, params, paths, yaml12
 from imageclf.errors import UserError
 from imageclf.experiments import Experiment
 
@@ -29,7 +29,7 @@ Values = dict[str, Any]
 
 def read(path: Path = RECIPES) -> dict[str, Values]:
     """Each recipe's parameters: those in `common`, then those of the recipe that it is `like`, then its own."""
-    book = params.read_yaml(path)
+    book = yaml12.read(path)
     return {name: {**book["common"], **_own(name, book["recipes"])} for name in book["recipes"]}
 
 
@@ -54,7 +54,7 @@ def plan(names: Iterable[str], seeds: int, changes: Values) -> dict[str, Values]
     """The parameters of every experiment by its name; raises `UserError` where params.yaml would refuse them."""
     if "seed" in changes:
         raise UserError("seed: is set for each experiment; --seeds says how many there are")
-    book, base = read(), params.read_yaml(paths.PARAMS)
+    book, base = read(), yaml12.read(paths.PARAMS)
     planned: dict[str, Values] = {}
     for name in choose(names, book):
         values = {**book[name], **changes}
@@ -102,13 +102,13 @@ def parse_changes(texts: Iterable[str]) -> Values:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text}: should be key=value")
-        changes[key.strip()] = params.parse_yaml(value, f"--set {text}")
+        changes[key.strip()] = yaml12.parse(value, f"--set {text}")
     return changes
 
 
 def missing(planned: dict[str, Values], known: dict[str, Experiment]) -> list[str]:
     """The names that are yet to be queued; raises `UserError` for those that DVC has with other contents."""
-    base = params.read_yaml(paths.PARAMS)
+    base = yaml12.read(paths.PARAMS)
     stale = [name for name in planned if name in known and known[name].state != "failed"]
     reasons = {name: _why_stale(known[name], merge(base, planned[name])) for name in stale}
     wrong = {name: reason for name, reason in reasons.items() if reason}
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter in all")
     arguments = parser.parse_args()
     if arguments.list:
-        for name, values in params.read_yaml(RECIPES)["recipes"].items():
+        for name, values in yaml12.read(RECIPES)["recipes"].items():
             print(name, *(f"{key}={value}" for key, value in values.items()))
         return
     names = list(read()) if arguments.all else arguments.recipe

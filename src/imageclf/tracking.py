@@ -164,6 +164,7 @@ def recording(
         "root": str(paths.repository()),
         "experiment_name": os.environ.get("DVC_EXP_NAME"),
         "baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
+        "time_ms": time.time_ns() // 1_000_000,
     }
     recorder = Recorder(opening if enabled else None)
     try:
