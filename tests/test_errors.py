@@ -44,6 +44,22 @@ def test_a_finished_stage_exits_0_and_says_nothing() -> None:
     assert end("pass") == (0, "")
 
 
+def test_what_a_finished_stage_said_is_not_lost() -> None:
+    process = start("sys.stdout.write('said'); sys.stderr.write('told')")
+    assert process.communicate() == ("said", "told")
+    assert process.returncode == 0
+
+
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    with Path("/dev/full").open("w") as full:
+        program = f"{HEAD}    print('said')\n\nerrors.run(main)\n"
+        process = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: No space left on device\n")
+
+
 def test_a_users_mistake_is_one_line_and_1() -> None:
     assert end("raise errors.UserError('lr: is missing')") == (1, "error: lr: is missing\n")
 
