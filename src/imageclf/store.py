@@ -106,7 +106,7 @@ class Store:
         return {
             run.data.tags["dvc.exp.name"]: (run.info.end_time - run.info.start_time) / 1000
             for run in found
-            if "dvc.exp.name" in run.data.tags and "restored" not in run.data.tags
+            if run.info.end_time and "dvc.exp.name" in run.data.tags and "restored" not in run.data.tags
         }
 
     def find_run(self, opening: Opening, query: str) -> "Run | None":
