@@ -6,7 +6,6 @@ What a knob means is said once, in `params.yaml`; here stand its type, its limit
 
 import difflib
 import re
-import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -184,19 +183,12 @@ def _sentence(details: ErrorDetails, keys: list[str]) -> str:
             return f"is not a parameter{_nearest(str(details['loc'][-1]), keys)}"
         case "literal_error":
             choices = re.findall(r"'([^']*)'", context["expected"])
-            return f"{_show(value)} is not one of {', '.join(choices)}{_nearest(_show(value), choices)}"
+            return f"{yaml12.show(value)} is not one of {', '.join(choices)}{_nearest(yaml12.show(value), choices)}"
         case "value_error":
             return str(context["error"])
         case _:
             message = details["msg"][0].lower() + details["msg"][1:]
-            return f"{message.replace('input should', 'should')}, got {_show(value)}{_hint(value)}"
-
-
-def _show(value: object) -> str:
-    """The value as one would know it again: an alias of aliases, a line in the file, may hold a billion of them."""
-    shown = reprlib.Repr()
-    shown.maxlevel, shown.maxstring, shown.maxother = 2, 200, 200
-    return shown.repr(value)
+            return f"{message.replace('input should', 'should')}, got {yaml12.show(value)}{_hint(value)}"
 
 
 def _nearest(word: str, choices: list[str]) -> str:

@@ -47,7 +47,7 @@ class Yaml12Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{reprlib.repr(key)} is not a text key", key_node.start_mark
+                    None, None, f"{show(key)} is not a text key", key_node.start_mark
                 )
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
@@ -95,3 +95,10 @@ def _where(error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
     return f"{problem} (line {mark.line + 1})" if mark else " ".join(problem.split())
+
+
+def show(value: object) -> str:
+    """The value as one would know it again: an alias of aliases, a line in the file, may hold a billion of them."""
+    shown = reprlib.Repr()
+    shown.maxlevel, shown.maxstring, shown.maxother = 2, 200, 200
+    return shown.repr(value)
