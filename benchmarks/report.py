@@ -106,8 +106,8 @@ Its accuracy is that of the epoch that validation chose.
 - floor: the epoch's multiply-adds (forward, gradients of weights, and of all inputs but the images) at the rate of a \
 2048x2048 float32 product. Norms, pools, losses, optimizers and validation are not in it.
 
-vgg-cifar10 is without augmentation, label smoothing, weight decay and schedule, lr 0.01, for all. Its few batches are \
-scaled to an epoch, and its accuracy means nothing."""
+vgg-cifar10, where it takes part, is without augmentation, label smoothing, weight decay and schedule, lr 0.01, for \
+all. Its few batches are scaled to an epoch, and its accuracy means nothing."""
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
