@@ -103,10 +103,11 @@ class Batches:
         in_memory = on_device if self._images.device == self.device else order
         for start in range(skip * self.batch_size, self.num_images, self.batch_size):
             rows = slice(start, start + self.batch_size)
-            images = self._images[in_memory[rows]].to(self.device, non_blocking=True)
+            # Not by []: index_select copies whole images, and takes a third of the time.
+            images = self._images.index_select(0, in_memory[rows]).to(self.device, non_blocking=True)
             if self._augmentation is not None and draws is not None:
                 images = self._augmentation.apply(images, draws[rows])
-            yield self._batch(images, self._targets[on_device[rows]])
+            yield self._batch(images, self._targets.index_select(0, on_device[rows]))
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, as stored."""

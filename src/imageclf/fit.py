@@ -154,9 +154,9 @@ class Backward:
             with self._autocast:
                 logits = self._net(some)
                 loss = self._loss(logits, smooth(their, logits, self._label_smoothing))
-            loss = loss * (len(their) / len(targets))
-            loss.backward()
-            total += loss.detach()
+            share = torch.full_like(loss, len(their) / len(targets))
+            loss.backward(share)
+            total += loss.detach() * share
             correct += (logits.detach().argmax(dim=1) == class_indices(their)).sum()
         return total, correct
 
