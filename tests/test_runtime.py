@@ -92,21 +92,6 @@ def test_torch_gets_the_threads(asked: int | str, given: int, monkeypatch: pytes
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(
-    ("threads", "given", "then"), [(2, None, "2"), (2, "1", "1"), (1, None, None), (3, None, None)]
-)
-def test_mkl_cuts_matrices_in_two_where_nobody_says_otherwise(
-    threads: int, given: str | None, then: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = torch.get_num_threads()
-    monkeypatch.setattr(os, "environ", {} if given is None else {"MKL_NUM_STRIPES": given})
-    try:
-        runtime.set_threads(threads)
-    finally:
-        torch.set_num_threads(before)
-    assert os.environ.get("MKL_NUM_STRIPES") == then
-
-
 def test_float32_is_no_autocast() -> None:
     with runtime.autocast("float32", CPU):
         assert not torch.is_autocast_enabled("cpu")
