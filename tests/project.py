@@ -112,9 +112,12 @@ class Project:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what would lead a stage elsewhere."""
+    """This process's environment without what would lead a stage elsewhere.
+
+    Without SHELL, too, as in a container: DVC then takes /bin/sh, which may stay between it and what it starts.
+    """
     return {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(("DVC_", "MLFLOW_", "IMAGECLF_", "GIT_", "PYTEST_"))
+        if key != "SHELL" and not key.startswith(("DVC_", "MLFLOW_", "IMAGECLF_", "GIT_", "PYTEST_"))
     }

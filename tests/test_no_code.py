@@ -289,5 +289,5 @@ def test_no_parameter_reaches_a_command_line() -> None:
     """DVC pastes `${...}` into commands as it is."""
     stages = yaml12.read(ROOT / "dvc.yaml")["stages"]
     assert {name: stage["cmd"] for name, stage in stages.items()} == {
-        name: f"python -m stages.{name}" for name in stages
+        name: f"exec python -m stages.{name}" for name in stages
     }

@@ -148,6 +148,7 @@ def history(project: Project) -> list[int]:
 KILLERS: dict[str, Callable[[int], None]] = {
     "Ctrl-C": lambda pid: os.killpg(pid, signal.SIGINT),
     "SIGTERM to DVC": lambda pid: os.kill(pid, signal.SIGTERM),
+    "SIGKILL to DVC": lambda pid: os.kill(pid, signal.SIGKILL),
     "SIGKILL to all": lambda pid: os.killpg(pid, signal.SIGKILL),
 }
 
