@@ -1,5 +1,6 @@
 """How a stage ends is all that DVC and the person see of a failure: exit code and last words of real processes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -50,14 +51,19 @@ def test_what_a_finished_stage_said_is_not_lost() -> None:
     assert process.returncode == 0
 
 
-def test_output_that_cannot_be_written_is_no_success() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_no_success(unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         program = f"{HEAD}    print('said')\n\nerrors.run(main)\n"
         process = subprocess.run(
-            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
-    assert process.returncode == 1
-    assert process.stderr.startswith("error: No space left on device\n")
+    assert (process.returncode, process.stderr) == (1, "error: No space left on device\n")
 
 
 def test_a_users_mistake_is_one_line_and_1() -> None:

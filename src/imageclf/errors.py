@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -89,6 +89,8 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno is None:
             raise
+        with suppress(OSError):
+            sys.stdout.close()  # else Python tries once more at its end to write what cannot be, and exits with 120
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror}")
     os._exit(0)
