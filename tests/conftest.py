@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import signal
 import struct
 import tracemalloc
 from collections.abc import Iterator
@@ -17,6 +18,14 @@ import pytest
 from numpy.typing import NDArray
 
 from imageclf.splits import Split
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A test run started in the background ignores Ctrl-C, and so would the processes it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
