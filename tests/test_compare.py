@@ -9,7 +9,7 @@ import pytest
 from imports import ROOT
 from PIL import Image
 
-from imageclf import compare, comparison, experiments
+from imageclf import compare, comparison, experiments, publication
 from imageclf.comparison import Comparison, Group, Pair
 from imageclf.errors import UserError
 from imageclf.experiments import Experiment
@@ -147,7 +147,7 @@ def test_several_pairs_raise_each_p() -> None:
 def publish(tmp_path: Path, groups: list[Group], pairs: list[Pair], references: dict[str, Reference]) -> Path:
     text = (ROOT / "params.yaml").read_text().replace("tracking: true", "tracking: false")
     (tmp_path / "params.yaml").write_text(text)
-    compare.publish(Comparison("a, b", "0123456789", groups, pairs, references), tmp_path / "out/a.b")
+    publication.publish(Comparison("a, b", "0123456789", groups, pairs, references), tmp_path / "out/a.b")
     return tmp_path / "out"
 
 
@@ -191,10 +191,10 @@ def test_without_references_there_is_no_verdict(tmp_path: Path, monkeypatch: pyt
 def test_seconds_are_the_mean_of_all_seeds_or_left_out() -> None:
     compared = Comparison("a, b", "0123456789", [group("a", 0.5, 0.6), group("b", 0.5, 0.6)], [])
     seconds = {"a-s0": 10.0, "a-s1": 13.0, "b-s0": 10.0, "c-s0": 1.0}
-    text = compare.as_markdown(compared, seconds, "plot.png")
+    text = publication.as_markdown(compared, seconds, "plot.png")
     last = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in text.splitlines() if row.startswith("|")}
     assert (last["a"], last["b"]) == ("12", "")
-    members = compare.as_json(compared, seconds)["groups"]["b"]["experiments"]
+    members = publication.as_json(compared, seconds)["groups"]["b"]["experiments"]
     assert {name: member["seconds"] for name, member in members.items()} == {"b-s0": 10.0, "b-s1": None}
 
 
@@ -203,7 +203,7 @@ def test_without_mlflow_the_comparison_goes_on(
 ) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////dev/null/mlflow.db")
-    assert compare.training_seconds("0123456789") == {}
+    assert publication.training_seconds("0123456789") == {}
     assert capsys.readouterr().out.startswith("the seconds are left out: MLflow failed (")
 
 
@@ -226,7 +226,7 @@ def test_only_the_pairs_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     published: list[Comparison] = []
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(compare.experiments, "show", lambda _revision: found)
-    monkeypatch.setattr(compare, "publish", lambda compared, _out: published.append(compared))
+    monkeypatch.setattr(publication, "publish", lambda compared, _out: published.append(compared))
     monkeypatch.setattr("sys.argv", ["compare", "a", "b", "c", "--pair", "c", "a", "--title", "Three"])
     compare.main()
     assert published[0].title == "Three"

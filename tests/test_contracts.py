@@ -146,7 +146,7 @@ def test_the_stages_are_a_chain() -> None:
 ARROWS = [
     ["stages"],
     ["permuted"],
-    ["compare", "comparison", "recipes", "experiments"],
+    ["compare", "publication", "comparison", "recipes", "experiments"],
     ["tracking", "recorder", "reports", "resume", "significance", "summary", "progress", "fetch", "pack", "prepare"],
     ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder"],
     ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening"],

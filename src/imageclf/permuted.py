@@ -10,7 +10,7 @@ looks at neighbours and loses its edge; a fully connected net sees pixels in no 
 import argparse
 from pathlib import Path
 
-from imageclf import compare, comparison, errors, experiments, recipes
+from imageclf import comparison, errors, experiments, publication, recipes
 
 NETS = ("study-mlp", "study-cnn", "study-vgg")
 OUT = Path("docs/permuted")
@@ -28,7 +28,7 @@ def main() -> None:
     recipes.run(names, arguments.seeds, arguments.jobs, recipes.parse_changes(arguments.set))
     groups = comparison.groups(names, experiments.show())
     pairs, commit = comparison.pairs(groups, twins), experiments.commit("HEAD")
-    compare.publish(comparison.Comparison("Plain and permuted pixels", commit, groups, pairs), OUT)
+    publication.publish(comparison.Comparison("Plain and permuted pixels", commit, groups, pairs), OUT)
 
 
 if __name__ == "__main__":
