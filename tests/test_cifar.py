@@ -1,8 +1,9 @@
-"""CIFAR's own archives decode to what they hold, and a pickle that asks for anything else runs nothing."""
+"""Tests of the CIFAR reader: it decodes the archives, and a pickle that names anything else runs nothing."""
 
+import gzip
 import io
 import os
-import pickle  # noqa: TID251 - to make what must be refused
+import pickle  # noqa: TID251 - to create what must be refused
 import struct
 import tarfile
 from collections.abc import Callable
@@ -11,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import decoded, tar_bytes
 from numpy.typing import NDArray
 
 from imageclf import cifar
 from imageclf.datasets import DATASETS
-from imageclf.raw import Images
 
 RANDOM = np.random.default_rng(0)
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
 
 
-# --- a pickler like that of Python 2, which wrote the official archives ---
+# --- pickles like those of Python 2, which wrote the official archives ---
 
 
 def python2_text(value: bytes) -> bytes:
@@ -35,7 +36,7 @@ def python2_int(value: int) -> bytes:
 
 
 def python2_array(pixels: NDArray[np.uint8], fortran: bool = False) -> bytes:
-    """As numpy 1.x under Python 2 pickled arrays with protocol 2."""
+    """Pickle an array as numpy 1.x under Python 2 did with protocol 2."""
     rows, columns = pixels.shape
     kind = b"cnumpy\ndtype\n" + python2_text(b"u1") + b"K\x00K\x01\x87R"
     kind += b"(K\x03" + python2_text(b"|") + b"NNN" + 2 * (b"J" + struct.pack("<i", -1)) + b"K\x00tb"
@@ -46,7 +47,7 @@ def python2_array(pixels: NDArray[np.uint8], fortran: bool = False) -> bytes:
 
 
 def python2_batch(key: bytes, labels: list[int], pixels: NDArray[np.uint8], fortran: bool = False) -> bytes:
-    """A batch as in the archives: a dict with a label and file names beside the labels and pixels."""
+    """Pickle a batch as in the archives: a dict with a label and file names, and the labels and pixels."""
     names = b"](" + b"".join(python2_text(b"%d.png" % number) for number in range(len(labels))) + b"e"
     items = python2_text(b"batch_label") + python2_text(b"made") + python2_text(b"filenames") + names
     items += python2_text(key) + b"](" + b"".join(map(python2_int, labels)) + b"e"
@@ -55,28 +56,24 @@ def python2_batch(key: bytes, labels: list[int], pixels: NDArray[np.uint8], fort
 
 
 def python3_batch(key: bytes, labels: list[int], pixels: NDArray[np.uint8]) -> bytes:
-    """The same made today, which names numpy._core and _codecs."""
+    """Pickle the same with today's versions; this pickle names numpy._core and _codecs."""
     return pickle.dumps({b"batch_label": b"made", key: labels, b"data": pixels}, protocol=2)
 
 
 def archive(path: Path, members: dict[str, bytes]) -> None:
-    """A gzipped tar, in the folder where `read` expects it."""
+    """Write a gzipped tar."""
     path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    path.write_bytes(gzip.compress(tar_bytes(members), 1))
 
 
-def made(count: int, num_classes: int) -> tuple[list[int], NDArray[np.uint8]]:
-    """Random labels and rows of pixels."""
+def random_batch(count: int, num_classes: int) -> tuple[list[int], NDArray[np.uint8]]:
+    """Return random labels and rows of pixels."""
     return RANDOM.integers(num_classes, size=count).tolist(), RANDOM.integers(256, size=(count, 3072), dtype=np.uint8)
 
 
 def cifar10(folder: Path, batch: Callable[..., bytes] = python2_batch, **replaced: bytes) -> dict[str, tuple]:
-    """An archive in the layout of CIFAR-10, its batches in disorder as they are there; returns what is in it."""
-    contents = {name: made(7 + number, 10) for number, name in enumerate([*BATCHES, "test_batch"])}
+    """Write an archive like CIFAR-10's, with its batches out of order; return their contents."""
+    contents = {name: random_batch(7 + number, 10) for number, name in enumerate([*BATCHES, "test_batch"])}
     members = {name: batch(b"labels", *content) for name, content in contents.items()} | replaced
     order = ["data_batch_4", "test_batch", "data_batch_3", "data_batch_2", "data_batch_5", "data_batch_1"]
     extras = {"cifar-10-batches-py/readme.html": b"<html>", "cifar-10-batches-py/batches.meta": b"not a pickle"}
@@ -96,15 +93,11 @@ def data(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
 
 
-def decoded(images: Images) -> NDArray[np.uint8]:
-    return np.concatenate(list(images.chunks()))
-
-
 # --- what is read ---
 
 
 @pytest.mark.parametrize("batch", [python2_batch, python3_batch])
-def test_cifar10_is_its_batches_in_the_order_of_their_numbers(raw: Path, batch: Callable[..., bytes]) -> None:
+def test_cifar10_has_its_batches_in_the_order_of_their_numbers(raw: Path, batch: Callable[..., bytes]) -> None:
     contents = cifar10(raw, batch)
     splits = cifar.read_cifar10(raw)
     assert list(splits) == ["train", "test"]
@@ -125,14 +118,14 @@ def test_rows_are_red_then_green_then_blue_planes(raw: Path) -> None:
     assert image[0, 0, 1] == 99
 
 
-def test_an_array_in_fortran_order_is_the_same_array(raw: Path) -> None:
-    labels, pixels = made(5, 10)
+def test_an_array_in_fortran_order_gives_the_same_images(raw: Path) -> None:
+    labels, pixels = random_batch(5, 10)
     cifar10(raw, test_batch=python2_batch(b"labels", labels, pixels, fortran=True))
     assert np.array_equal(decoded(cifar.read_cifar10(raw)["test"]), pixels.reshape(-1, 3, 32, 32))
 
 
-def test_cifar100_has_its_fine_labels(raw: Path) -> None:
-    contents = {name: made(9, 100) for name in ("train", "test")}
+def test_cifar100_has_the_fine_labels(raw: Path) -> None:
+    contents = {name: random_batch(9, 100) for name in ("train", "test")}
     archive(
         raw / "cifar-100-python.tar.gz",
         {f"cifar-100-python/{name}": python2_batch(b"fine_labels", *content) for name, content in contents.items()},
@@ -156,7 +149,7 @@ def test_reading_leaves_no_file(raw: Path) -> None:
     assert len(decoded(splits["test"])) == 12
 
 
-def test_class_names_are_as_many_as_labels() -> None:
+def test_there_are_as_many_class_names_as_labels() -> None:
     assert len(cifar.CIFAR10) == 10
     assert len(set(cifar.CIFAR100)) == 100
     assert list(cifar.CIFAR100) == sorted(cifar.CIFAR100)
@@ -166,7 +159,7 @@ def test_class_names_are_as_many_as_labels() -> None:
 
 
 class Command:
-    """Runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -176,14 +169,14 @@ class Command:
 
 
 class Evaluated(Command):
-    """Evaluates an expression when it is unpickled."""
+    """An object that evaluates an expression when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return eval, (f"open({str(self.marker)!r}, 'w')",)
 
 
 def by_opcode(marker: Path) -> list[bytes]:
-    """The ways that pickle has to call something, each written by hand."""
+    """Return handwritten pickles, one for each way in which a pickle can call something."""
     text = f"S'touch \\'{marker}\\''\n".encode().replace(b"\\'", b"")
     return [
         b"cposix\nsystem\n(" + text + b"tR.",  # REDUCE of a GLOBAL
@@ -203,8 +196,8 @@ def by_opcode(marker: Path) -> list[bytes]:
 
 
 def malicious(marker: Path) -> list[bytes]:
-    """Batches that would leave a marker, alone and inside of what a batch holds."""
-    labels, pixels = made(3, 10)
+    """Return pickles that would create a marker file, alone and inside the content of a batch."""
+    labels, pixels = random_batch(3, 10)
     objects = np.array([Command(marker)], dtype=object)
     contents = [
         Command(marker),
@@ -218,16 +211,16 @@ def malicious(marker: Path) -> list[bytes]:
     return [pickle.dumps(content, protocol) for content in contents for protocol in (0, 2, 4)] + by_opcode(marker)
 
 
-def test_a_malicious_pickle_is_refused_and_leaves_no_marker(raw: Path, tmp_path: Path) -> None:
+def test_a_malicious_pickle_is_refused_and_creates_no_marker(raw: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     for content in malicious(marker):
         cifar10(raw, test_batch=content)
-        with pytest.raises(ValueError, match="test_batch: not a batch of CIFAR"):
+        with pytest.raises(ValueError, match="test_batch: not a CIFAR batch"):
             cifar.read_cifar10(raw)
         assert not marker.exists()
 
 
-def test_the_malicious_pickles_are_not_harmless(tmp_path: Path) -> None:
+def test_plain_pickle_runs_the_malicious_pickles(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Command(tmp_path / "command")))
     pickle.loads(pickle.dumps(Evaluated(tmp_path / "evaluated"))).close()
     assert (tmp_path / "command").exists()
@@ -251,22 +244,24 @@ def test_the_malicious_pickles_are_not_harmless(tmp_path: Path) -> None:
         (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": ["x"]}, 2), "'x'"),
     ],
 )
-def test_a_batch_of_another_form_is_refused(raw: Path, content: bytes, problem: str) -> None:
+def test_a_batch_of_another_format_is_refused(raw: Path, content: bytes, problem: str) -> None:
     cifar10(raw, test_batch=content)
-    with pytest.raises(ValueError, match=f"test_batch: not a batch of CIFAR: .*{problem}"):
+    with pytest.raises(ValueError, match=f"test_batch: not a CIFAR batch: .*{problem}"):
         cifar.read_cifar10(raw)
 
 
 @pytest.mark.parametrize("label", [10, 255])
 def test_a_label_without_a_class_is_refused(raw: Path, label: int) -> None:
-    cifar10(raw, test_batch=python2_batch(b"labels", [0, label], made(2, 10)[1]))
-    with pytest.raises(ValueError, match=r"labels beyond 0\.\.9"):
+    cifar10(raw, test_batch=python2_batch(b"labels", [0, label], random_batch(2, 10)[1]))
+    with pytest.raises(ValueError, match=r"labels outside 0\.\.9"):
         cifar.read_cifar10(raw)
 
 
 def test_a_missing_batch_is_named(raw: Path) -> None:
-    archive(raw / "cifar-100-python.tar.gz", {"cifar-100-python/test": python2_batch(b"fine_labels", *made(2, 100))})
-    with pytest.raises(ValueError, match="there is no cifar-100-python/train"):
+    archive(
+        raw / "cifar-100-python.tar.gz", {"cifar-100-python/test": python2_batch(b"fine_labels", *random_batch(2, 100))}
+    )
+    with pytest.raises(ValueError, match="cifar-100-python/train is missing"):
         cifar.read_cifar100(raw)
 
 
@@ -277,7 +272,7 @@ def test_a_batch_that_is_too_large_is_not_read(raw: Path, monkeypatch: pytest.Mo
         cifar.read_cifar10(raw)
 
 
-def test_links_and_second_batches_of_a_name_are_not_taken(raw: Path) -> None:
+def test_links_and_second_batches_of_a_name_are_ignored(raw: Path) -> None:
     contents = cifar10(raw)
     path = raw / "cifar-10-python.tar.gz"
     with tarfile.open(path) as tar:
@@ -299,5 +294,5 @@ def test_links_and_second_batches_of_a_name_are_not_taken(raw: Path) -> None:
         for member, content in changed:
             if member.name != link.name:
                 tar.addfile(member, io.BytesIO(content))
-    with pytest.raises(ValueError, match="there is no cifar-10-batches-py/test_batch"):
+    with pytest.raises(ValueError, match="cifar-10-batches-py/test_batch is missing"):
         cifar.read_cifar10(raw)

@@ -1,7 +1,7 @@
-"""No damaged file passes in silence: 1,000 flipped bytes and 100 truncations over every file that a stage reads.
+"""Tests that damage is detected: 1,000 flipped bytes and 100 truncations, over every file that a stage reads.
 
-Each must end in one sentence of `UserError`, or in the right bytes again. `pytest -n0 -rP` on this file
-shows how many did.
+Each must raise a `UserError` of one line, or be repaired to the right bytes. `pytest -n0 -rP` on this file shows how
+many were detected.
 """
 
 import shutil
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MadeArchives
+from helpers import PREPARATION
 from imports import ROOT
 
 from imageclf import checkpoint, fetch, files, models, pack, params, paths, splits
@@ -27,25 +28,25 @@ FLIPS, TRUNCATIONS = 1000, 100
 
 Reader = Callable[[], object]
 Subjects = list[tuple[list[Path], Reader]]
-"""Files, and what reads them."""
+"""Pairs of files and the function that reads them."""
 
 
 def archives_in(folder: Path) -> dict[str, Archive]:
-    """The entries of a table for the files in a folder."""
+    """Return the entries of a data set for the files in a folder."""
     return {path.name: Archive(files.sha256(path), path.stat().st_size) for path in sorted(folder.iterdir())}
 
 
 def raw_archives(made: MadeArchives, monkeypatch: pytest.MonkeyPatch) -> Subjects:
-    """Published archives in data/raw, as preprocess reads them."""
+    """Create published archives in data/raw, which preprocess reads."""
     shutil.copytree(made.folder, paths.RAW)
     monkeypatch.setitem(DATASETS, "mnist", replace(DATASETS["mnist"], files=archives_in(paths.RAW)))
     settings = params.load(ROOT / paths.PARAMS)
-    knobs = settings.of(params.PreprocessParams).model_copy(update={"dataset": "mnist"})
-    return [(sorted(paths.RAW.iterdir()), lambda: preprocess.read_raw(knobs, settings.runtime))]
+    chosen = settings.of(params.PreprocessParams).model_copy(update={"dataset": "mnist"})
+    return [(sorted(paths.RAW.iterdir()), lambda: preprocess.read_raw(chosen, settings.runtime))]
 
 
 def cached_archives(made: MadeArchives) -> Subjects:
-    """The same in the cache outside of DVC, as download reads them: they are healed from the mirror."""
+    """Create the same archives in the cache, which download reads and repairs from the mirror."""
     source = replace(DATASETS["mnist"], files=archives_in(made.folder), addresses=(str(made.folder),))
 
     def read() -> None:
@@ -56,7 +57,7 @@ def cached_archives(made: MadeArchives) -> Subjects:
 
 
 def packed_images() -> Subjects:
-    """One's own images in data/raw."""
+    """Create packed images in data/raw."""
     from imageclf import folder
 
     for number in range(8):
@@ -69,24 +70,12 @@ def packed_images() -> Subjects:
 
 
 def prepared_data() -> Subjects:
-    """data/processed with all the files that it can have."""
+    """Create data/processed with all files that it can have."""
     random = np.random.default_rng(0)
     pixels, labels = random.integers(256, size=(60, 2, 3, 4), dtype=np.uint8), random.integers(3, size=60)
     raw = RawData({"train": Images(labels, lambda: iter([pixels]))}, ("a", "b", "c"), image_shape=(2, 3, 4))
-    prepare(
-        raw,
-        paths.PROCESSED,
-        dataset="made",
-        classes=None,
-        val_fraction=0.25,
-        split_seed=0,
-        grayscale=False,
-        image_size=None,
-        pad=0,
-        normalize="zca",
-        permute_seed=1,
-        one_hot=True,
-    )
+    changes = {"val_fraction": 0.25, "normalize": "zca", "permute_seed": 1, "one_hot": True}
+    prepare(raw, paths.PROCESSED, **{**PREPARATION, **changes})
 
     def read() -> None:
         data = splits.read(paths.PROCESSED)
@@ -98,13 +87,13 @@ def prepared_data() -> Subjects:
 
 
 def trained_model() -> Subjects:
-    """data/model, whitening included."""
+    """Create data/model with a whitening."""
     torch.manual_seed(0)
-    knobs = {"hidden": [8], "dropout": 0.0}
-    recipe = {"model": "mlp", "arguments": knobs, "image_shape": [1, 4, 4], "classes": ["a", "b"]}
-    net = models.build("mlp", (1, 4, 4), 2, **knobs)
+    arguments = {"hidden": [8], "dropout": 0.0}
+    spec = {"model": "mlp", "arguments": arguments, "image_shape": [1, 4, 4], "classes": ["a", "b"]}
+    net = models.build("mlp", (1, 4, 4), 2, **arguments)
     whitening = (np.zeros(16, np.float32), np.eye(16, dtype=np.float32))
-    checkpoint.save(paths.MODEL, net.state_dict(), whitening, {**recipe, "normalization": [[0.0], [1.0]]})
+    checkpoint.save(paths.MODEL, net.state_dict(), whitening, {**spec, "normalization": [[0.0], [1.0]]})
     return [(sorted(paths.MODEL.iterdir()), lambda: checkpoint.load(paths.MODEL))]
 
 
@@ -113,7 +102,7 @@ PICTURE = Path("picture.bmp")
 
 @pytest.fixture
 def subjects(tmp_path: Path, made_archives: MadeArchives, monkeypatch: pytest.MonkeyPatch) -> Subjects:
-    """Every file that a stage reads and another one wrote, with its reader."""
+    """Create every file that one stage writes and another reads, with its reader."""
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -131,15 +120,15 @@ def subjects(tmp_path: Path, made_archives: MadeArchives, monkeypatch: pytest.Mo
 
 
 def outcome(path: Path, damaged: bytes, read: Reader) -> str:
-    """What becomes of a file with other bytes: refused, healed, or passed; then it is put right again."""
+    """Read a file with damaged bytes and restore it; return refused, repaired or undetected."""
     whole = path.read_bytes()
     assert damaged != whole
     path.write_bytes(damaged)
     try:
         read()
-        return "healed" if path.read_bytes() == whole else "passed"
+        return "repaired" if path.read_bytes() == whole else "undetected"
     except UserError as error:
-        return "refused" if path.name in str(error) and "\n" not in str(error) else f"said {error}"
+        return "refused" if path.name in str(error) and "\n" not in str(error) else f"wrong message: {error}"
     finally:
         path.write_bytes(whole)
 
@@ -154,7 +143,7 @@ def truncated(whole: bytes, random: np.random.Generator) -> bytes:
 
 
 def outcomes(subjects: Subjects, damage: Callable[[bytes, np.random.Generator], bytes], count: int) -> Counter[str]:
-    """How often each outcome came about; the files take turns, the places in them are random."""
+    """Count the outcomes of damage at random places, over all files in turn."""
     random = np.random.default_rng(count)
     turns = [(path, read) for paths_, read in subjects for path in paths_]
     return Counter(
@@ -164,19 +153,20 @@ def outcomes(subjects: Subjects, damage: Callable[[bytes, np.random.Generator], 
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_every_damaged_byte_is_refused_or_healed(subjects: Subjects) -> None:
+def test_every_damaged_file_is_refused_or_repaired(subjects: Subjects) -> None:
     found = outcomes(subjects, flipped, FLIPS) + outcomes(subjects, truncated, TRUNCATIONS)
     count = sum(len(paths_) for paths_, _ in subjects)
-    print(f"{found['refused'] + found['healed']:,} of {FLIPS + TRUNCATIONS:,} caught in {count} files: {dict(found)}")
-    assert set(found) == {"refused", "healed"}
+    detected = found["refused"] + found["repaired"]
+    print(f"{detected:,} of {FLIPS + TRUNCATIONS:,} detected in {count} files: {dict(found)}")
+    assert set(found) == {"refused", "repaired"}
     assert found.total() == FLIPS + TRUNCATIONS
 
 
-def test_without_the_checksums_they_would_pass(subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or else the test above would prove nothing: an array with another last byte is still an array."""
+def test_without_checksums_damage_is_undetected(subjects: Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show that the test above can fail: an array with another last byte is still an array."""
     monkeypatch.setattr(files, "verify", lambda *_, **__: None)
     arrays = [(path, read) for paths_, read in subjects for path in paths_ if path.suffix == ".npy"]
     assert len(arrays) == 9
     for path, read in arrays:
         whole = path.read_bytes()
-        assert outcome(path, whole[:-1] + bytes([whole[-1] ^ 1]), read) == "passed"
+        assert outcome(path, whole[:-1] + bytes([whole[-1] ^ 1]), read) == "undetected"

@@ -1,4 +1,4 @@
-"""What is decoded is what the archives hold, pixel by pixel, and each entry of the table is usable."""
+"""Tests of the data sets: archives decode to their exact pixels, and each entry of the table is complete."""
 
 import importlib.util
 import re
@@ -8,19 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import MadeArchives
+from helpers import decoded
 from imports import ROOT
 from sklearn.datasets import load_digits
 
 from imageclf import datasets, files
 from imageclf.datasets import DATASETS, Archive
-from imageclf.raw import Images
 
 MNIST = ROOT.parent / "shared" / "datasets" / "mnist"
-
-
-def decoded(images: Images) -> np.ndarray:
-    """All chunks as one array."""
-    return np.concatenate(list(images.chunks()))
 
 
 # --- the table ---
@@ -42,7 +37,7 @@ def test_an_entry_is_complete(name: str) -> None:
     assert len(set(source.classes)) == len(source.classes)
 
 
-def test_no_two_archives_are_the_same() -> None:
+def test_no_two_archives_are_equal() -> None:
     digests = [archive.sha256 for source in DATASETS.values() for archive in source.files.values()]
     assert len(set(digests)) == len(digests)
 
@@ -51,19 +46,19 @@ def test_no_two_archives_are_the_same() -> None:
 
 
 def scikit_learns_files() -> Path:
-    """The folder in scikit-learn's package that holds digits.csv.gz."""
+    """Return the folder of digits.csv.gz in the installed scikit-learn."""
     package = importlib.util.find_spec("sklearn.datasets.data")
     assert package is not None
     assert package.submodule_search_locations
     return Path(package.submodule_search_locations[0])
 
 
-def test_the_installed_scikit_learn_has_the_digits_of_the_table() -> None:
+def test_the_digits_file_of_the_installed_scikit_learn_has_the_checksum_of_the_table() -> None:
     path = scikit_learns_files() / "digits.csv.gz"
     assert Archive(files.sha256(path), path.stat().st_size) == DATASETS["digits"].files["digits.csv.gz"]
 
 
-def test_digits_are_those_of_scikit_learn_on_a_scale_of_0_to_255() -> None:
+def test_digits_are_scikit_learns_scaled_to_0_to_255() -> None:
     digits = DATASETS["digits"].read(scikit_learns_files()).splits
     theirs: Any = load_digits()
     assert set(digits) == {"train"}
@@ -85,7 +80,7 @@ def test_digits_labels_index_the_class_names() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 23, 4096])
-def test_idx_archives_decode_to_what_they_were_made_from(
+def test_idx_archives_decode_to_their_original_images(
     made_archives: MadeArchives, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets, "CHUNK", chunk)
@@ -104,33 +99,33 @@ def test_chunks_are_bounded_and_start_over(made_archives: MadeArchives, monkeypa
         assert [chunk.shape for chunk in train.chunks()] == [(7, 1, 5, 4)] * 3 + [(2, 1, 5, 4)]
 
 
-def test_images_in_the_place_of_labels_are_refused(made_archives: MadeArchives) -> None:
+def test_an_image_file_named_like_a_label_file_is_refused(made_archives: MadeArchives) -> None:
     images = made_archives.folder / "train-images-idx3-ubyte.gz"
     images.replace(made_archives.folder / "train-labels-idx1-ubyte.gz")
-    with pytest.raises(ValueError, match=r"train-labels.*: magic number 2051, not 2049"):
+    with pytest.raises(ValueError, match=r"train-labels.*: the magic number is 2051, not 2049"):
         datasets._read_mnist(made_archives.folder)
 
 
-def test_labels_in_the_place_of_images_are_refused(made_archives: MadeArchives) -> None:
+def test_a_label_file_named_like_an_image_file_is_refused(made_archives: MadeArchives) -> None:
     labels = made_archives.folder / "t10k-labels-idx1-ubyte.gz"
     (made_archives.folder / "t10k-images-idx3-ubyte.gz").write_bytes(labels.read_bytes())
     test = datasets._read_mnist(made_archives.folder)["test"]
-    with pytest.raises(ValueError, match=r"t10k-images.*: magic number 2049, not 2051"):
+    with pytest.raises(ValueError, match=r"t10k-images.*: the magic number is 2049, not 2051"):
         next(test.chunks())
 
 
-# --- the real thing ---
+# --- the official archives ---
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(not MNIST.is_dir(), reason=f"{MNIST} is not on this machine")
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f"{MNIST} does not exist")
 @pytest.mark.parametrize("file", DATASETS["mnist"].files)
-def test_an_official_mnist_archive_is_that_of_the_table(file: str) -> None:
+def test_an_official_mnist_archive_has_the_checksum_of_the_table(file: str) -> None:
     assert Archive(files.sha256(MNIST / file), (MNIST / file).stat().st_size) == DATASETS["mnist"].files[file]
 
 
 @pytest.mark.realdata
-@pytest.mark.skipif(not MNIST.is_dir(), reason=f"{MNIST} is not on this machine")
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f"{MNIST} does not exist")
 @pytest.mark.parametrize(("split", "count", "first"), [("train", 60_000, 5), ("test", 10_000, 7)])
 def test_official_mnist_decodes(split: str, count: int, first: int) -> None:
     images = DATASETS["mnist"].read(MNIST).splits[split]

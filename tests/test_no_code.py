@@ -1,6 +1,6 @@
-"""No file runs code: the same pickle, which would leave a marker, through every file that the project opens.
+"""Tests that no file can run code: every file that the project opens is replaced by malicious content.
 
-What the sources may not say is in test_sources.py.
+The content would create a marker file. See test_sources.py for the calls that the sources must not contain.
 """
 
 import bz2
@@ -10,10 +10,9 @@ import io
 import json
 import lzma
 import os
-import pickle  # noqa: TID251 - to make what must not run
+import pickle  # noqa: TID251 - to create what must not run
 import shutil
 import struct
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import tar_bytes
 from imports import ROOT
 from PIL import Image
 
@@ -34,7 +34,7 @@ MARKER = Path("marker")
 
 
 class Command:
-    """Runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, (f"touch {MARKER}",)
@@ -45,7 +45,7 @@ PICKLE = pickle.dumps(Command())
 
 @pytest.fixture(autouse=True)
 def _no_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder to work in; nothing may have run in the end, though the pickle is no dud."""
+    """Work in an empty folder; at the end the marker must not exist, and plain pickle must create it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     yield
@@ -55,18 +55,9 @@ def _no_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 def array_of_objects() -> bytes:
-    """An .npy file that holds the pickle."""
+    """Return an .npy file that contains the pickle."""
     stream = io.BytesIO()
     np.save(stream, np.array([Command()], dtype=object), allow_pickle=True)
-    return stream.getvalue()
-
-
-def tar_of(name: str, content: bytes) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        member = tarfile.TarInfo(name)
-        member.size = len(content)
-        tar.addfile(member, io.BytesIO(content))
     return stream.getvalue()
 
 
@@ -78,7 +69,7 @@ def zip_of(name: str, content: bytes) -> bytes:
 
 
 def tensors(header: bytes) -> bytes:
-    """A safetensors file with that header."""
+    """Return a safetensors file with this header."""
     return struct.pack("<Q", len(header)) + header + PICKLE
 
 
@@ -93,19 +84,19 @@ PAYLOADS = {
     "gzip": gzip.compress(PICKLE),
     "bzip2": bz2.compress(PICKLE),
     "xz": lzma.compress(PICKLE),
-    "tar": tar_of("train/a/0.png", PICKLE),
-    "CIFAR's archive": gzip.compress(tar_of("cifar-10-batches-py/test_batch", PICKLE)),
+    "tar": tar_bytes({"train/a/0.png": PICKLE}),
+    "CIFAR's archive": gzip.compress(tar_bytes({"cifar-10-batches-py/test_batch": PICKLE})),
     "YAML": b"!!python/object/apply:os.system ['touch marker']",
     "expression": b"__import__('os').system('touch marker')",
 }
 
-# --- files that stages hand to one another, each vouched for by a forged manifest ---
+# --- files that stages read, each with a forged manifest that has the right checksum ---
 
-KNOBS = {"hidden": [8], "dropout": 0.0}
+ARGUMENTS = {"hidden": [8], "dropout": 0.0}
 
 
 def read_raw(name: str, payload: bytes) -> None:
-    """Archives of a data set, whose checksums are those of the payload."""
+    """Read the archives of a data set whose expected checksums are those of the payload."""
     paths.RAW.mkdir(parents=True)
     source = DATASETS[name]
     for file in source.files:
@@ -113,16 +104,16 @@ def read_raw(name: str, payload: bytes) -> None:
     archive = Archive(hashlib.sha256(payload).hexdigest(), len(payload))
     forged = replace(source, files=dict.fromkeys(source.files, archive))
     settings = params.load(ROOT / paths.PARAMS)
-    knobs = settings.of(params.PreprocessParams).model_copy(update={"dataset": name})
+    chosen = settings.of(params.PreprocessParams).model_copy(update={"dataset": name})
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, name, forged)
-        raw = preprocess.read_raw(knobs, settings.runtime)
+        raw = preprocess.read_raw(chosen, settings.runtime)
         for images in raw.splits.values():
             list(images.chunks())
 
 
 def read_packed(payload: bytes) -> None:
-    """A folder's tar."""
+    """Read the tar of packed images."""
     paths.RAW.mkdir(parents=True)
     (paths.RAW / "images.tar").write_bytes(payload)
     digest = files.sha256(paths.RAW / "images.tar")
@@ -133,7 +124,7 @@ def read_packed(payload: bytes) -> None:
 
 
 def read_arrays(payload: bytes) -> None:
-    """Prepared arrays."""
+    """Read the prepared arrays."""
     paths.PROCESSED.mkdir(parents=True)
     names = [*splits.split_files("train"), splits.PERMUTATION, splits.WHITENING, splits.WHITENING_MEAN]
     for name in names:
@@ -141,19 +132,19 @@ def read_arrays(payload: bytes) -> None:
     digest = files.sha256(paths.PROCESSED / names[0])
     files.write_manifest(paths.PROCESSED / splits.MANIFEST, {"files": dict.fromkeys(names, digest)})
     data = splits.read(paths.PROCESSED)
-    given = []
+    found = []
     for read in (lambda: data["train"].labels, lambda: data.permutation, lambda: (data.whitening or [None])[0]):
-        with suppress(ValueError, AttributeError):  # of a zip numpy gives a lazy list, which has no labels
-            given.append(read())
-    assert not any(isinstance(array, np.ndarray) for array in given)
-    raise ValueError("no reader has an array of it")
+        with suppress(ValueError, AttributeError):  # numpy opens a zip lazily; that object has no labels
+            found.append(read())
+    assert not any(isinstance(array, np.ndarray) for array in found)
+    raise ValueError("no reader returned an array")
 
 
 def read_model(payload: bytes) -> None:
-    """Weights and whitening."""
-    net = models.build("mlp", (1, 4, 4), 2, **KNOBS)
-    recipe = {"model": "mlp", "arguments": KNOBS, "image_shape": [1, 4, 4], "classes": ["a", "b"]}
-    checkpoint.save(paths.MODEL, net.state_dict(), None, {**recipe, "normalization": [[0.0], [1.0]]})
+    """Read the weights and the whitening."""
+    net = models.build("mlp", (1, 4, 4), 2, **ARGUMENTS)
+    spec = {"model": "mlp", "arguments": ARGUMENTS, "image_shape": [1, 4, 4], "classes": ["a", "b"]}
+    checkpoint.save(paths.MODEL, net.state_dict(), None, {**spec, "normalization": [[0.0], [1.0]]})
     signed = files.read_manifest(paths.RECIPE, made_by="train")
     whitening = paths.MODEL / checkpoint.WHITENING
     whitening.write_bytes(payload)
@@ -168,23 +159,23 @@ def read_model(payload: bytes) -> None:
 
 
 def read_manifests(payload: bytes) -> None:
-    """Everything that is JSON."""
+    """Read a JSON manifest."""
     path = Path("manifest.json")
     path.write_bytes(payload)
     files.read_manifest(path, made_by="train")
 
 
 def read_yaml(payload: bytes) -> None:
-    """params.yaml, and recipes.yaml, which is read in the same way."""
+    """Read params.yaml and recipes.yaml."""
     for path, read in ((paths.PARAMS, params.load), (recipes.RECIPES, recipes.read)):
         path.write_bytes(payload)
         with pytest.raises(errors.UserError):
             read(path)
-    raise errors.UserError("refused by each of its readers")
+    raise errors.UserError("refused by both readers")
 
 
 def read_origin(payload: bytes) -> None:
-    """A tar or zip of one's own images."""
+    """Pack a tar or zip of your own images."""
     Path("origin").write_bytes(payload)
     pack.pack(Path("origin"), paths.RAW, progress=False)
 
@@ -196,7 +187,7 @@ READERS: dict[str, Callable[[bytes], None]] = {
     "model": read_model,
     "JSON": read_manifests,
     "YAML": read_yaml,
-    "one's own archive": read_origin,
+    "archive of your own images": read_origin,
 }
 
 
@@ -273,7 +264,7 @@ def test_names_stay_text_from_the_archive_to_the_plots(form: str) -> None:
 
 
 def write_reports(classes: list[str]) -> None:
-    """All tables and pictures that name classes."""
+    """Write all tables and plots that contain class names."""
     from imageclf import reports
 
     labels = np.arange(len(classes))
@@ -286,7 +277,7 @@ def write_reports(classes: list[str]) -> None:
 
 
 def test_no_parameter_reaches_a_command_line() -> None:
-    """DVC pastes `${...}` into commands as it is."""
+    """DVC inserts `${...}` into a command without quoting."""
     stages = yaml12.read(ROOT / "dvc.yaml")["stages"]
     assert {name: stage["cmd"] for name, stage in stages.items()} == {
         name: f"exec python -m stages.{name}" for name in stages

@@ -1,4 +1,4 @@
-"""What is whitened has mean 0 and no correlation on the train split, which alone is measured."""
+"""Tests of whitening: on the train split, the only one measured, it gives mean 0 and no correlation."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import peak_below
+from helpers import PREPARATION
 from numpy.typing import NDArray
 
 from imageclf import splits, whitening
@@ -19,7 +20,7 @@ LABELS = np.arange(600) % 2
 
 
 def correlated(count: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Images whose neighbours are alike: smooth random walks of strong contrast."""
+    """Return images with similar neighboring pixels: smooth random walks of strong contrast."""
     random = np.random.default_rng(seed)
     walks = random.normal(size=(count, *SHAPE)).cumsum(axis=2).cumsum(axis=3)
     return (128 + 40 * walks).clip(0, 255).astype(np.uint8)
@@ -28,38 +29,26 @@ def correlated(count: int, seed: int = 0) -> NDArray[np.uint8]:
 TRAIN, TEST = correlated(600), correlated(60, seed=1)
 
 
-def run(folder: Path, train: NDArray[np.uint8] = TRAIN, test: NDArray[np.uint8] = TEST, **knobs: Any) -> Prepared:
-    """Prepare made images with ZCA."""
+def run(folder: Path, train: NDArray[np.uint8] = TRAIN, test: NDArray[np.uint8] = TEST, **changes: Any) -> Prepared:
+    """Prepare generated images with ZCA."""
     images = {"train": Images(LABELS, lambda: iter([train])), "test": Images(LABELS[:60], lambda: iter([test]))}
-    chosen: dict[str, Any] = {
-        "dataset": "made",
-        "classes": None,
-        "val_fraction": 0.0,
-        "split_seed": 0,
-        "grayscale": False,
-        "image_size": None,
-        "pad": 0,
-        "normalize": "zca",
-        "permute_seed": None,
-        "one_hot": False,
-    }
-    prepare(RawData(images, ("a", "b"), SHAPE), folder, **{**chosen, **knobs})
+    prepare(RawData(images, ("a", "b"), SHAPE), folder, **{**PREPARATION, "normalize": "zca", **changes})
     return splits.read(folder)
 
 
 def stored(prepared: Prepared) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The whitening, which must be there."""
+    """Return the whitening, which must exist."""
     assert prepared.whitening is not None
     return prepared.whitening
 
 
 def whitened(prepared: Prepared, split: str = "train") -> NDArray[np.float64]:
-    """The images of a split as a net sees them, (N, d)."""
+    """Return the images of a split as the net's input, (N, d)."""
     mean, matrix = stored(prepared)
     return (prepared[split].images.reshape(len(prepared[split]), -1) / 255 - mean) @ matrix.astype(np.float64)
 
 
-def test_train_becomes_uncorrelated_with_variance_1_where_there_is_variance(tmp_path: Path) -> None:
+def test_train_becomes_uncorrelated_with_variance_1_in_directions_of_large_variance(tmp_path: Path) -> None:
     prepared = run(tmp_path)
     values = whitened(prepared)
     assert np.allclose(values.mean(axis=0), 0, atol=1e-5)
@@ -70,21 +59,21 @@ def test_train_becomes_uncorrelated_with_variance_1_where_there_is_variance(tmp_
     assert np.diag(found)[-1] > 0.99  # of the largest variance
 
 
-def test_zca_is_symmetric_and_turns_no_direction_around(tmp_path: Path) -> None:
-    """Of all whitenings it changes the images least."""
+def test_zca_is_symmetric_and_positive_definite(tmp_path: Path) -> None:
+    """A symmetric positive matrix is the whitening that changes the images least."""
     _, matrix = stored(run(tmp_path))
     assert np.allclose(matrix, matrix.T, atol=1e-6)
     assert np.linalg.eigvalsh(matrix).min() > 0
 
 
-def test_shapes_and_types(tmp_path: Path) -> None:
+def test_mean_and_matrix_have_their_shapes_and_types(tmp_path: Path) -> None:
     mean, matrix = stored(run(tmp_path))
     assert (mean.dtype, mean.shape) == (np.float32, (60,))
     assert (matrix.dtype, matrix.shape) == (np.float32, (60, 60))
     assert np.allclose(mean, TRAIN.reshape(600, -1).mean(axis=0) / 255)
 
 
-def test_it_is_of_the_stored_pixels(tmp_path: Path) -> None:
+def test_whitening_is_measured_on_the_stored_pixels(tmp_path: Path) -> None:
     prepared = run(tmp_path, grayscale=True, pad=1, permute_seed=3)
     mean, matrix = stored(prepared)
     assert matrix.shape == (42, 42)
@@ -103,7 +92,7 @@ def test_val_and_test_are_not_measured(tmp_path: Path) -> None:
         assert after.manifest["files"][file] == prepared.manifest["files"][file]
 
 
-def test_the_same_images_give_the_same_bytes_whatever_the_piece(
+def test_the_same_images_give_the_same_bytes_and_the_chunk_size_changes_only_rounding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(tmp_path / "first")
@@ -125,7 +114,7 @@ def test_fewer_images_than_pixels_are_enough() -> None:
     assert np.isfinite(matrix).all()
 
 
-def test_its_files_are_verified(tmp_path: Path) -> None:
+def test_the_whitening_files_are_verified(tmp_path: Path) -> None:
     prepared = run(tmp_path)
     content = bytearray((tmp_path / splits.WHITENING).read_bytes())
     content[-1] ^= 1
@@ -134,7 +123,7 @@ def test_its_files_are_verified(tmp_path: Path) -> None:
         stored(prepared)
 
 
-def test_other_normalizations_have_none_and_zca_has_no_other(tmp_path: Path) -> None:
+def test_only_zca_has_a_whitening_and_no_other_normalization(tmp_path: Path) -> None:
     zca = run(tmp_path)
     assert zca.normalization == ([0.0] * 3, [1.0] * 3)
     unit = run(tmp_path, normalize="unit")
@@ -144,14 +133,16 @@ def test_other_normalizations_have_none_and_zca_has_no_other(tmp_path: Path) -> 
     assert symmetric.normalization == ([0.5] * 3, [0.5] * 3)
 
 
-def test_images_that_are_too_large_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"normalize: zca of 3x65x65 images .*; set image_size or grayscale"):
+def test_too_large_images_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"normalize: 3x65x65 images are too large for zca, .*; set image_size or grayscale"
+    ):
         run(tmp_path, image_size=65)
     assert not list(tmp_path.iterdir())
     whitening.check((3, 64, 64))
 
 
-def test_the_train_split_is_not_read_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_train_split_is_not_loaded_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whitening, "ROWS", 64)
     images = np.zeros((40_000, 1, 8, 8), np.uint8)
     with peak_below(images.nbytes // 4):

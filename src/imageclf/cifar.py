@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 (cs.toronto.edu/~kriz/cifar.html) from their Python archives, whose pickles run no code.
+"""Reader of CIFAR-10 and CIFAR-100 (cs.toronto.edu/~kriz/cifar.html) that runs no code from their pickles.
 
-A batch is a pickle by Python 2 of a dict of a byte array and lists. Pickle fetches what it needs beyond such
-plain values by name; here the five names below stand for functions of this file and no other is given out,
+A batch in the archives is a dict of a byte array and lists, pickled by Python 2. A pickle names the classes and
+functions that it needs. Only the five names in `_ALLOWED` are accepted, and they stand for functions of this file,
 so that not even numpy's own unpickling runs.
 """
 
@@ -20,7 +20,7 @@ from imageclf.raw import Images, Pixels, Spool
 SHAPE = (3, 32, 32)
 
 MAX_MEMBER = 192 * 2**20
-"""Bytes of a batch, at most: CIFAR-100's train is 155 MB."""
+"""Largest size of a batch in bytes; the largest real one is CIFAR-100's train, 155 MB."""
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -35,23 +35,23 @@ _NAMES = """
 """
 
 CIFAR100 = tuple(_NAMES.split())
-"""The fine labels, `fine_label_names` of the archive's meta."""
+"""Names of the fine labels: `fine_label_names` in the archive's file meta."""
 
 
 def read_cifar10(folder: Path) -> dict[str, Images]:
-    """The splits of cifar-10-python.tar.gz in `folder`."""
+    """Return the splits of cifar-10-python.tar.gz in `folder`."""
     batches = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
     return _read(folder / "cifar-10-python.tar.gz", "cifar-10-batches-py", batches, "labels", len(CIFAR10))
 
 
 def read_cifar100(folder: Path) -> dict[str, Images]:
-    """The splits of cifar-100-python.tar.gz in `folder`, with the fine labels."""
+    """Return the splits of cifar-100-python.tar.gz in `folder`, with the fine labels."""
     batches = {"train": ["train"], "test": ["test"]}
     return _read(folder / "cifar-100-python.tar.gz", "cifar-100-python", batches, "fine_labels", len(CIFAR100))
 
 
 def _read(archive: Path, root: str, batches: dict[str, list[str]], key: str, num_classes: int) -> dict[str, Images]:
-    """Unpickle each batch once, in the archive's order; its pixels wait in a nameless file beside the folder."""
+    """Unpickle each batch once, in the archive's order; the pixels are stored in an unnamed temporary file."""
     spool = Spool(archive.parent.parent, SHAPE)
     labels: dict[str, NDArray[np.int64]] = {}
     first: dict[str, int] = {}
@@ -67,7 +67,7 @@ def _read(archive: Path, root: str, batches: dict[str, list[str]], key: str, num
                 first[batch] = len(spool)
                 spool.append(pixels)
     if wanted:
-        raise ValueError(f"{archive}: there is no {min(wanted)}")
+        raise ValueError(f"{archive}: {min(wanted)} is missing")
 
     def chunks(names: list[str]) -> Any:
         return chain.from_iterable(spool.chunks(first[name], first[name] + len(labels[name])) for name in names)
@@ -79,40 +79,40 @@ def _read(archive: Path, root: str, batches: dict[str, list[str]], key: str, num
 
 
 def _unpickle(stream: IO[bytes], key: str, num_classes: int, name: str) -> tuple[NDArray[np.int64], Pixels]:
-    """The labels (N,) and images (N, 3, 32, 32) of a batch; raises `ValueError` for whatever is no batch."""
+    """Return the labels (N,) and images (N, 3, 32, 32) of a batch; raise `ValueError` if it is not a batch."""
     try:
         content = _Unpickler(stream, encoding="bytes").load()
         labels, pixels = content[key.encode()], content[b"data"].values
         labels = np.array(labels, np.int64)
         images = pixels.reshape(len(labels), *SHAPE)
     except Exception as error:
-        raise ValueError(f"{name}: not a batch of CIFAR: {error}") from error
+        raise ValueError(f"{name}: not a CIFAR batch: {error}") from error
     if labels.ndim != 1 or labels.min(initial=0) < 0 or labels.max(initial=0) >= num_classes:
-        raise ValueError(f"{name}: labels beyond 0..{num_classes - 1}")
+        raise ValueError(f"{name}: labels outside 0..{num_classes - 1}")
     return labels, images
 
 
 class _Array:
-    """What `numpy.ndarray` becomes: an array of bytes, or an error."""
+    """Replacement for `numpy.ndarray`: accepts only arrays of bytes."""
 
     values: Pixels
 
     def __setstate__(self, state: Any) -> None:
         _version, shape, kind, is_fortran, data = state
         if not isinstance(kind, _ByteType) or not isinstance(data, bytes):
-            raise pickle.UnpicklingError("an array of other things than bytes")
+            raise pickle.UnpicklingError("an array of something other than bytes")
         self.values = np.frombuffer(data, np.uint8).reshape(shape, order="F" if is_fortran else "C")
 
 
 class _ByteType:
-    """What `numpy.dtype` becomes: the one for bytes, or an error."""
+    """Replacement for `numpy.dtype`: accepts only unsigned bytes."""
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         if name not in {"u1", b"u1"}:
             raise pickle.UnpicklingError(f"an array of {name!r}, not of bytes")
 
     def __setstate__(self, _state: object) -> None:
-        """Byte order and the like: bytes have none."""
+        """Ignore the byte order, which bytes do not have."""
 
 
 def _reconstruct(*_: object) -> _Array:
@@ -120,20 +120,20 @@ def _reconstruct(*_: object) -> _Array:
 
 
 def _encode(text: str, _encoding: str) -> bytes:
-    return text.encode("latin1")  # how Python 3 pickles bytes for Python 2
+    return text.encode("latin1")  # Python 3 pickles bytes for Python 2 this way
 
 
-_GIVEN = {
+_ALLOWED = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _ByteType,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # numpy 2 calls it so
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # the name in numpy 2
     ("_codecs", "encode"): _encode,
 }
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _GIVEN:
+        if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _GIVEN[module, name]
+        return _ALLOWED[module, name]

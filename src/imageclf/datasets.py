@@ -1,7 +1,7 @@
-"""Every published set of labelled images: its files and their checksums, where they come from, how to read them.
+"""Published data sets: their files with checksums, the addresses to download them from, and how to read them.
 
-A set is one entry in `DATASETS`. Its archives are read as they are, byte for byte and in chunks,
-and are never unpacked to disk. For one's own images see `folder`.
+A data set is one entry in `DATASETS`. Its archives are read in chunks and never unpacked to disk. For your own
+images, see `folder`.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from imageclf.raw import CHUNK, Images, Pixels, RawData
 
 
 class Archive(NamedTuple):
-    """What a file of a source must be."""
+    """Expected SHA-256, and size in bytes, of a file."""
 
     sha256: str
     size: int
@@ -26,7 +26,7 @@ class Archive(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """One data set of published archives; `splits` reads them from the folder of raw files."""
+    """A published data set; `splits` reads its archives from the folder of raw files."""
 
     files: dict[str, Archive]
     addresses: tuple[str, ...]
@@ -35,16 +35,16 @@ class Source:
     splits: Callable[[Path], dict[str, Images]]
 
     def read(self, folder: Path) -> RawData:
-        """What the raw files in `folder` hold."""
+        """Return the data of the raw files in `folder`."""
         return RawData(self.splits(folder), self.classes, self.image_shape)
 
 
 def _read_idx(path: Path, magic: int, header: str) -> tuple[tuple[int, ...], gzip.GzipFile]:
-    """The dimensions of a gzipped IDX file (yann.lecun.com/exdb/mnist) and the stream at its first byte of data."""
-    stream = gzip.open(path)  # noqa: SIM115 - the caller reads on
+    """Return the dimensions of a gzipped IDX file (yann.lecun.com/exdb/mnist) and the stream at its first data byte."""
+    stream = gzip.open(path)  # noqa: SIM115 - the caller closes it
     found, *dimensions = struct.unpack(header, stream.read(struct.calcsize(header)))
     if found != magic:
-        raise ValueError(f"{path}: magic number {found}, not {magic}")
+        raise ValueError(f"{path}: the magic number is {found}, not {magic}")
     return tuple(dimensions), stream
 
 
@@ -74,7 +74,7 @@ def _read_mnist(folder: Path) -> dict[str, Images]:
 def _read_digits(folder: Path) -> dict[str, Images]:
     with gzip.open(folder / "digits.csv.gz") as stream:
         rows = np.loadtxt(stream, delimiter=",", dtype=np.int64)
-    # The scans count the inked pixels of 4x4 blocks, 0..16.
+    # A pixel is the number of black pixels, 0..16, in a 4x4 block of the scan.
     pixels = (rows[:, :-1] * 255 // 16).astype(np.uint8).reshape(-1, 1, 8, 8)
     return {"train": Images(rows[:, -1], lambda: iter([pixels]))}
 
@@ -85,8 +85,9 @@ def _mnist_like(digests: dict[str, Archive], addresses: tuple[str, ...], classes
 
 _DIGITS = tuple("0123456789")
 
-# MNIST: the files carry the md5s that torchvision names. The SHA-256 of the next two are those of
-# TensorFlow Datasets (url_checksums), of CIFAR those of Keras (keras/src/datasets); the addresses are torchvision's.
+# Sources of the checksums: the MNIST files have the MD5 that torchvision lists; Fashion-MNIST and KMNIST have the
+# SHA-256 of TensorFlow Datasets (url_checksums), CIFAR that of Keras (keras/src/datasets). The addresses are
+# torchvision's.
 DATASETS: dict[str, Source] = {
     "digits": Source(
         files={

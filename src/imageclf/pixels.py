@@ -1,4 +1,4 @@
-"""Raw pixels to the pixels that are stored, and how these are distributed."""
+"""Preparation of pixels (gray-scale, resize, pad, permute), and their mean and standard deviation."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,15 +6,15 @@ from PIL import Image
 
 from imageclf.raw import Pixels
 
-GREY_WEIGHTS = (299, 587, 114)
-"""Of red, green and blue in thousandths: ITU-R BT.601, as Pillow's `convert("L")`."""
+GRAY_WEIGHTS = (299, 587, 114)
+"""Weights of red, green and blue in thousandths (ITU-R BT.601), as in Pillow's `convert("L")`."""
 
 
 class Transform:
-    """Grey-scale, resize, pad, permute, in this order; a step that would change nothing is None or False.
+    """Gray-scale, resize, pad and permute, in this order; a step that would change nothing is None or False.
 
-    shape: (channels, height, width) of what comes out.
-    permutation: out[i] = in[permutation[i]] over the height * width positions, int64; or None.
+    shape: (channels, height, width) of the output.
+    permutation: int64 (height * width,) with out[i] = in[permutation[i]]; or None.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Transform:
             self.permutation = np.random.default_rng(permute_seed).permutation(self.shape[1] * self.shape[2])
 
     def __call__(self, images: Pixels) -> Pixels:
-        """(n, channels, height, width) as they come to (n, *shape)."""
+        """Return raw images (n, channels, height, width) as prepared images (n, *shape)."""
         if self.grayscale:
-            images = to_grey(images)
+            images = to_gray(images)
         if self.image_size is not None:
             images = _resize(images, self.image_size)
         if self.pad:
@@ -51,9 +51,9 @@ class Transform:
         return images
 
 
-def to_grey(images: Pixels) -> Pixels:
-    """Luma of RGB images, (n, 3, height, width) to (n, 1, height, width), rounded to the nearest level."""
-    red, green, blue = (weight * images[:, channel].astype(np.uint32) for channel, weight in enumerate(GREY_WEIGHTS))
+def to_gray(images: Pixels) -> Pixels:
+    """Return the luma of RGB images (n, 3, height, width) as (n, 1, height, width), rounded to the nearest level."""
+    red, green, blue = (weight * images[:, channel].astype(np.uint32) for channel, weight in enumerate(GRAY_WEIGHTS))
     return ((red + green + blue + 500) // 1000).astype(np.uint8)[:, None]
 
 
@@ -66,13 +66,13 @@ def _resize(images: Pixels, size: int) -> Pixels:
 
 
 def histogram(images: Pixels) -> NDArray[np.int64]:
-    """How often each level occurs, (channels, 256): sums of it are exact in any order."""
+    """Return the count of each level, (channels, 256); sums of such counts are exact in any order."""
     planes = images.swapaxes(0, 1).reshape(images.shape[1], -1)
     return np.stack([np.bincount(plane, minlength=256) for plane in planes])
 
 
 def moments(levels: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of a histogram, pixels on a scale of 0..1."""
+    """Return mean and standard deviation per channel of a histogram, with pixels scaled to 0..1."""
     scale = np.arange(256) / 255
     share = levels / levels.sum(axis=1, keepdims=True)
     mean = share @ scale

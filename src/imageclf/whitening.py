@@ -1,4 +1,4 @@
-"""ZCA whitening: the rotation of decorrelated pixels that stays closest to the image.
+"""ZCA whitening: decorrelates the pixels and, of all such transformations, changes the images least.
 
 Bell and Sejnowski, The "independent components" of natural scenes are edge filters (1997); for CIFAR-10
 Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009), appendix A.
@@ -10,29 +10,30 @@ from numpy.typing import NDArray
 from imageclf.errors import UserError
 
 EPSILON = 0.01
-"""Added to each variance, pixels on a scale of 0..1: directions in which images hardly vary are noise."""
+"""Added to each variance, with pixels scaled to 0..1, because directions of almost no variance are noise."""
 
 MAX_DIMENSIONS = 3 * 64 * 64
-"""Pixels and channels of an image, at most: the matrix has the square of that, and its eigenvectors take the cube."""
+"""Largest number of values of an image: the matrix has the square of it, and its eigenvectors cost the cube."""
 
 ROWS = 1024
-"""Images multiplied at a time."""
+"""Number of images multiplied at a time."""
 
 
 def check(shape: tuple[int, int, int]) -> None:
-    """Raise `UserError` where the matrix would be too large."""
+    """Raise `UserError` if images of this shape need a matrix that is too large."""
     channels, height, width = shape
     if channels * height * width > MAX_DIMENSIONS:
         raise UserError(
-            f"normalize: zca of {channels}x{height}x{width} images needs a matrix of the square of that; "
-            f"set image_size or grayscale for {MAX_DIMENSIONS:,} values or fewer"
+            f"normalize: {channels}x{height}x{width} images are too large for zca, which takes at most "
+            f"{MAX_DIMENSIONS:,} values per image; set image_size or grayscale"
         )
 
 
 def measure(images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The mean (d,) and the symmetric matrix (d, d) of images (N, ...) with d values, on a scale of 0..1.
+    """Return the mean (d,) and the symmetric matrix (d, d) of images (N, ...) of d values each, scaled to 0..1.
 
-    (image - mean) @ matrix has mean 0 and, in the directions of variance v >> EPSILON, variance 1.
+    (image - mean) @ matrix has mean 0, and variance 1 in each direction in which the images vary much more than
+    EPSILON.
     """
     flat = images.reshape(len(images), -1)
     total = np.zeros(flat.shape[1], np.int64)
