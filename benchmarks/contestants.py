@@ -27,8 +27,8 @@ from benchmarks.task import Outcome, Task, outcome
 from imageclf import checkpoint, errors, files, params, paths, runtime, splits, yaml12
 from imageclf.batches import Batches
 from imageclf.losses import LOSSES
-from imageclf.scoring import BATCH, score
-from imageclf.summary import summarize
+from imageclf.scoring import BATCH_SIZE, score
+from imageclf.summary import describe_layers
 
 RESULT = "result.json"
 
@@ -141,7 +141,7 @@ def train_ours(task: Task) -> Outcome:
     ends = [row[0] for row in rows]
     assert len(ends) == epochs, f"{len(ends)} of {epochs} epochs are on record"
     trained = checkpoint.load(paths.MODEL)
-    batches = Batches(task.data["test"], trained.normalize, BATCH, torch.device("cpu"))
+    batches = Batches(task.data["test"], trained.normalize, BATCH_SIZE, torch.device("cpu"))
     found = score(trained.net, batches, LOSSES[task.knobs.loss])
     return outcome(task, ends, found.accuracy, runtime.set_threads(task.knobs.runtime.threads))
 
@@ -149,7 +149,7 @@ def train_ours(task: Task) -> Outcome:
 def compute_floor(task: Task) -> Outcome:
     """No training: the epoch's multiply-adds at the rate of a large product, measured as often as others train."""
     threads = runtime.set_threads(task.knobs.runtime.threads)
-    layers = summarize(tutorial.net(task.knobs, task.data), task.data.image_shape)
+    layers = describe_layers(tutorial.net(task.knobs, task.data), task.data.image_shape)
     seconds = floor.multiply_adds(layers, len(task.data["train"])) / floor.product_rate()
     return Outcome([seconds], [], None, 0, threads)
 

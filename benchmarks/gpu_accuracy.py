@@ -15,7 +15,7 @@ from benchmarks.gpu_training import QUICK, Rows, Task, Values, first, new_net, r
 from imageclf.batches import Batches, Normalize
 from imageclf.losses import LOSSES
 from imageclf.runtime import choose_device
-from imageclf.scoring import BATCH, score
+from imageclf.scoring import BATCH_SIZE, score
 
 
 class Target(NamedTuple):
@@ -98,7 +98,7 @@ def reach(folder: Path, recipe: Values, device: torch.device, quick: bool) -> Re
     net = new_net(task)
     for _ in train(net, task):
         pass
-    test = Batches(parts["test"], Normalize(data.normalization), BATCH, device)
+    test = Batches(parts["test"], Normalize(data.normalization), BATCH_SIZE, device)
     accuracy = score(net, test, LOSSES[recipe["loss"]]).accuracy
     return Result(accuracy, time.perf_counter() - start)
 

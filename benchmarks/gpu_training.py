@@ -73,14 +73,14 @@ def new_net(task: Task) -> nn.Module:
     """The recipe's net, the same for the same seed on every device."""
     recipe, data, device = task.recipe, task.data, task.device
     torch.manual_seed(derive(recipe["seed"], 0))
-    arguments = {key: recipe[key] for key in models.knobs(recipe["model"])}
+    arguments = {key: recipe[key] for key in models.parameter_names(recipe["model"])}
     return runtime.place(models.build(recipe["model"], data.image_shape, len(data.classes), **arguments), device)
 
 
 def new_optimizer(recipe: Values, net: nn.Module) -> optim.Optimizer:
     """The recipe's optimizer."""
     keys = ("lr", "momentum", "nesterov", "weight_decay")
-    return optim.OPTIMIZERS[recipe["optimizer"]](net, optim.Settings(**{key: recipe[key] for key in keys}))
+    return optim.OPTIMIZERS[recipe["optimizer"]](net, optim.OptimizerOptions(**{key: recipe[key] for key in keys}))
 
 
 def new_augmentation(task: Task) -> Augmentation:

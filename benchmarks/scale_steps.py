@@ -78,7 +78,7 @@ def epoch(resident_bytes: int) -> dict[str, Any]:
     settings, data = knobs(), splits.read(paths.PROCESSED)
     runtime.set_threads(settings.runtime.threads)
     net = checkpoint.build_net(describe(settings.of(params.TrainParams), data))
-    optimizer = optim.OPTIMIZERS[settings.optimizer](net, optim.Settings(lr=settings.lr))
+    optimizer = optim.OPTIMIZERS[settings.optimizer](net, optim.OptimizerOptions(lr=settings.lr))
     normalize = Normalize(data.normalization)
     batches = Batches(data["train"], normalize, settings.batch_size, torch.device("cpu"), resident_bytes=resident_bytes)
     schedule, loss = optim.SCHEDULES[settings.schedule], LOSSES[settings.loss]

@@ -47,9 +47,9 @@ def evaluate(machine: params.RuntimeParams, data: splits.Prepared, recorder: Rec
     runtime.set_threads(machine.threads)
     loaded = checkpoint.load(paths.MODEL)
     recipe, test = loaded.recipe, data["test"]
-    batches = Batches(test, loaded.normalize, scoring.BATCH, device)
+    batches = Batches(test, loaded.normalize, scoring.BATCH_SIZE, device)
     outputs = list(scoring.predict(runtime.place(loaded.net, device), batches))
-    scores = asdict(scoring.tally(outputs, LOSSES[recipe["loss"]]))
+    scores = asdict(scoring.compute_scores(outputs, LOSSES[recipe["loss"]]))
     scores["gap"] = json.loads(paths.TRAIN_SCORES.read_text())["train"]["accuracy"] - scores["accuracy"]
     probabilities = torch.cat([logits for logits, _ in outputs]).softmax(dim=1).cpu().numpy()
 

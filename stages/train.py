@@ -59,28 +59,28 @@ def train(
 
     from imageclf import checkpoint, optim, runtime
     from imageclf.batches import Batches, Normalize
-    from imageclf.scoring import BATCH
-    from imageclf.summary import as_table, summarize
+    from imageclf.scoring import BATCH_SIZE
+    from imageclf.summary import as_table, describe_layers
 
     device, threads = runtime.choose_device(machine.device), runtime.set_threads(machine.threads)
     runtime.allow_tf32(device)
     recorder.tags({"device": str(device), "threads": str(threads), "torch": torch.__version__})
     torch.manual_seed(runtime.derive(knobs.seed, 0))
     net = checkpoint.build_net(describe(knobs, data))
-    table = as_table(summarize(net, data.image_shape))
+    table = as_table(describe_layers(net, data.image_shape))
     print(table, flush=True)
     recorder.text("net.txt", table)
 
     net = runtime.place(net, device)
     if knobs.compile:
         runtime.compile_net(net)
-    settings = optim.Settings(
+    settings = optim.OptimizerOptions(
         lr=knobs.lr, momentum=knobs.momentum, nesterov=knobs.nesterov, weight_decay=knobs.weight_decay
     )
     optimizer = optim.OPTIMIZERS[knobs.optimizer](net, settings)
     training = resume.Training(net, optimizer, slot, every_s=60 * machine.checkpoint_minutes)
     normalize = Normalize(data.normalization, data.whitening)
-    scored = {split: Batches(data[split], normalize, BATCH, device) for split in ("train", "val") if split in data}
+    scored = {split: Batches(data[split], normalize, BATCH_SIZE, device) for split in ("train", "val") if split in data}
     learn(training, knobs, machine, augmented(knobs, data, normalize, device), recorder, val=scored.get("val"))
     write(training, knobs, data, scored, recorder)
 
@@ -183,7 +183,7 @@ def describe(knobs: params.TrainParams, data: splits.Prepared) -> dict[str, Any]
 
     return {
         "model": knobs.model,
-        "arguments": {key: getattr(knobs, key) for key in models.knobs(knobs.model)},
+        "arguments": {key: getattr(knobs, key) for key in models.parameter_names(knobs.model)},
         "raw_shape": data.manifest["raw_shape"],
         "image_shape": data.image_shape,
         "classes": data.classes,

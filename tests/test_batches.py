@@ -1,4 +1,4 @@
-"""A batch holds the right images with the right targets: each once, in an order that the seed alone gives."""
+"""Tests of batches: every image once with its target, in an order that only the seed decides."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from imageclf.splits import Split
 
 CPU = torch.device("cpu")
 PIXELS = ([0.0, 0.0, 0.0], [1 / 255] * 3)
-"""The normalization that leaves 0..255 as it is."""
+"""The normalization that does not change the range 0..255."""
 
 
 def numbered(count: int, *, one_hot: bool = False) -> Split:
-    """Images whose first pixel, and whose label, is the number of their row."""
+    """Return images whose first pixel and label are the number of their row."""
     images = np.random.default_rng(0).integers(256, size=(count, 3, 4, 5), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(count)
     return Split(images, np.eye(count, dtype=np.uint8) if one_hot else np.arange(count))
@@ -30,17 +30,17 @@ def batches(
 
 
 def mapped(split: Split, folder: Path) -> Split:
-    """The same split, read from files as `splits.read` does it."""
+    """Return the same split with its images memory-mapped, as `splits.read` does it."""
     np.save(folder / "images.npy", split.images)
     return Split(np.load(folder / "images.npy", mmap_mode="c"), split.targets)
 
 
-def rows(found: list[tuple[Tensor, Tensor]]) -> list[int]:
-    return [round(pixel) for images, _ in found for pixel in images[:, 0, 0, 0].tolist()]
+def rows(batches: list[tuple[Tensor, Tensor]]) -> list[int]:
+    return [round(pixel) for images, _ in batches for pixel in images[:, 0, 0, 0].tolist()]
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 24, 61])
-def test_shuffled_gives_every_image_once_and_len_says_in_how_many_batches(count: int) -> None:
+def test_shuffled_gives_every_image_once_in_len_batches(count: int) -> None:
     made = batches(numbered(count))
     found = list(made.shuffled(0))
     assert sorted(rows(found)) == list(range(count))
@@ -49,24 +49,24 @@ def test_shuffled_gives_every_image_once_and_len_says_in_how_many_batches(count:
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(24, [8, 8, 8]), (20, [8, 8, 4]), (3, [3])])
-def test_the_last_batch_may_be_short(count: int, sizes: list[int]) -> None:
+def test_the_last_batch_may_be_smaller(count: int, sizes: list[int]) -> None:
     made = batches(numbered(count))
     assert [len(images) for images, _ in made.shuffled(0)] == sizes
     assert [len(images) for images, _ in made.in_order()] == sizes
 
 
-def test_in_order_is_as_stored() -> None:
+def test_in_order_gives_the_stored_order() -> None:
     assert rows(list(batches(numbered(20)).in_order())) == list(range(20))
 
 
 @pytest.mark.parametrize("resident_bytes", [0, 2**20], ids=["mapped", "resident"])
-def test_targets_stay_with_their_images(resident_bytes: int) -> None:
+def test_each_image_keeps_its_target(resident_bytes: int) -> None:
     made = batches(numbered(61), resident_bytes=resident_bytes)
     for found in (list(made.shuffled(3)), list(made.in_order())):
         assert rows(found) == torch.cat([targets for _, targets in found]).tolist()
 
 
-def test_the_seed_alone_decides_the_order() -> None:
+def test_only_the_seed_decides_the_order() -> None:
     torch.manual_seed(1)
     first = rows(list(batches(numbered(61)).shuffled(5)))
     torch.manual_seed(2)
@@ -75,7 +75,7 @@ def test_the_seed_alone_decides_the_order() -> None:
     assert rows(list(again.shuffled(5))) == first
 
 
-def test_shuffling_leaves_the_global_generator_alone() -> None:
+def test_shuffling_does_not_use_the_global_generator() -> None:
     before = torch.get_rng_state()
     list(batches(numbered(20)).shuffled(0))
     assert torch.equal(torch.get_rng_state(), before)
@@ -117,13 +117,13 @@ def test_targets_are_one_hot_floats_or_indices(one_hot: bool, dtype: torch.dtype
         assert targets.shape == shape
 
 
-def test_one_hot_rows_are_the_class_of_their_image() -> None:
+def test_one_hot_targets_have_the_class_of_their_image() -> None:
     for images, targets in batches(numbered(24, one_hot=True)).shuffled(0):
         assert torch.equal(targets.argmax(dim=1), images[:, 0, 0, 0].round().long())
         assert torch.equal(targets.sum(dim=1), torch.ones(len(targets)))
 
 
-def test_normalize_is_the_formula_for_each_channel() -> None:
+def test_normalize_computes_its_formula_per_channel() -> None:
     pixels = np.arange(256 * 3, dtype=np.uint8).reshape(4, 3, 8, 8)
     mean, std = [0.13, 0.5, 0.48], [0.31, 0.25, 0.2]
     found = Normalize((mean, std))(torch.from_numpy(pixels))
@@ -132,7 +132,7 @@ def test_normalize_is_the_formula_for_each_channel() -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-def test_whitening_comes_before_the_channels_are_normalized() -> None:
+def test_whitening_precedes_the_normalization_per_channel() -> None:
     random = np.random.default_rng(0)
     pixels = random.integers(256, size=(5, 2, 3, 4), dtype=np.uint8)
     mean, matrix = random.random(24, dtype=np.float32), random.random((24, 24), dtype=np.float32)
@@ -150,19 +150,19 @@ def test_batches_are_normalized_once(made_split: Split) -> None:
 
 
 @pytest.mark.parametrize(("std", "high"), [(1.0, 1.0), (1 / 255, 255.0)], ids=["unit", "none"])
-def test_normalizations_that_only_scale_reach_both_ends(std: float, high: float) -> None:
+def test_normalizations_that_only_scale_keep_both_ends_of_the_range(std: float, high: float) -> None:
     ends = Normalize(([0.0], [std]))(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1))
     assert ends.flatten().tolist() == pytest.approx([0.0, high], rel=1e-6)
 
 
 @pytest.mark.parametrize("resident_bytes", [0, 2**20], ids=["mapped", "resident"])
 @pytest.mark.parametrize("one_hot", [True, False], ids=["one-hot", "indices"])
-def test_an_epoch_leaves_the_split_as_it_was(resident_bytes: int, one_hot: bool) -> None:
+def test_an_epoch_does_not_change_the_split(resident_bytes: int, one_hot: bool) -> None:
     split = numbered(20, one_hot=one_hot)
     images_before, targets_before = split.images.copy(), split.targets.copy()
     made = batches(split, resident_bytes=resident_bytes)
     for images, _ in (*made.shuffled(0), *made.in_order()):
-        images.zero_()  # what a consumer does to its batch is its own business
+        images.zero_()  # a change of the batch must not reach the split
     assert rows(list(made.in_order())) == list(range(20))
     np.testing.assert_array_equal(split.images, images_before)
     np.testing.assert_array_equal(split.targets, targets_before)
@@ -184,8 +184,8 @@ def test_images_in_order_are_never_augmented() -> None:
 
 
 @pytest.mark.parametrize("resident_bytes", [0, 2**20], ids=["mapped", "resident"])
-def test_the_seed_alone_decides_the_augmentation(resident_bytes: int) -> None:
-    """Of images that are all the same, so that their order matters nothing."""
+def test_only_the_seed_decides_the_augmentation(resident_bytes: int) -> None:
+    """All images are equal here, so that their order does not matter."""
     split = Split(numbered(1).images.repeat(61, axis=0), np.zeros(61, np.int64))
     first = torch.cat([images for images, _ in batches(split, augmentation=EVERYTHING).shuffled(5)])
     torch.manual_seed(1)
@@ -195,8 +195,8 @@ def test_the_seed_alone_decides_the_augmentation(resident_bytes: int) -> None:
     assert not torch.equal(first, other)
 
 
-def test_augmentation_comes_before_normalization() -> None:
-    """A cut-out of the whole image leaves the fill, normalized."""
+def test_augmentation_precedes_normalization() -> None:
+    """A cutout of the whole image gives the normalized fill level."""
     blank = Augmentation(shift=0, flip=False, cutout=16, fill=51)
     made = Batches(numbered(8), Normalize(([0.2, 0.1, 0.0], [0.5, 0.1, 0.2])), 8, CPU, augmentation=blank)
     ((images, _),) = made.shuffled(0)
@@ -204,7 +204,7 @@ def test_augmentation_comes_before_normalization() -> None:
     assert images.amin(dim=(0, 2, 3)).tolist() == pytest.approx([0.0, 1.0, 1.0], abs=1e-6)
 
 
-def test_an_augmentation_that_does_nothing_changes_nothing() -> None:
+def test_an_augmentation_without_effect_changes_nothing() -> None:
     idle = Augmentation(shift=0, flip=False, cutout=0, fill=7)
     made = batches(numbered(20), augmentation=idle)
     for (images, _), (plain, _) in zip(made.shuffled(0), batches(numbered(20)).shuffled(0), strict=True):

@@ -91,7 +91,7 @@ def test_what_is_loaded_has_the_logits_of_what_was_saved_and_no_dropout(saved: P
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_net_comes_back_from_its_recipe(name: str, tmp_path: Path) -> None:
     committed, shape = params.load(ROOT / paths.PARAMS), (1, 8, 8)
-    arguments = {key: getattr(committed, key) for key in models.knobs(name)}
+    arguments = {key: getattr(committed, key) for key in models.parameter_names(name)}
     made = recipe(model=name, arguments=arguments, image_shape=shape)
     net = models.build(name, shape, len(CLASSES), **arguments)
     for buffer in net.buffers():  # running statistics, as training leaves them

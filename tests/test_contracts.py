@@ -74,7 +74,7 @@ def test_a_stage_reads_each_of_its_params_and_no_others(stage: str) -> None:
     if stage == "train":  # the nets' own knobs are taken by name
         from imageclf import models
 
-        read |= {knob for name in models.MODELS for knob in models.knobs(name)}
+        read |= {knob for name in models.MODELS for knob in models.parameter_names(name)}
     assert set(CLASSES[stage].model_fields) <= read
     of = {
         node.args[0].attr

@@ -1,4 +1,4 @@
-"""The training loop learns, counts every image, and gives the same bits for the same seed."""
+"""Tests of the training loop: it learns, counts every image, and gives the same bits for the same seed."""
 
 import math
 from collections.abc import Iterator
@@ -9,35 +9,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import batches_of
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from imageclf import models, runtime
-from imageclf.batches import Batches, Normalize
+from imageclf.batches import Batches
 from imageclf.errors import UserError
 from imageclf.fit import Epoch, Position, fit
 from imageclf.losses import LOSSES, Loss
-from imageclf.optim import OPTIMIZERS, SCHEDULES, Optimizer, Settings
+from imageclf.optim import OPTIMIZERS, SCHEDULES, Optimizer, OptimizerOptions
 from imageclf.scoring import score
 from imageclf.splits import Split
 
 TRAIN = 107
-"""Images to train on: three batches of 32 and a short one."""
+"""Number of training images: three batches of 32 and a smaller one."""
 STEPS = 4
 LOSS = LOSSES["cross_entropy"]
-STILL = {"optimizer": "sgd", "lr": 1e-12}
-"""Training that leaves the weights where they are, so that every step sees the same net."""
+FROZEN = {"optimizer": "sgd", "lr": 1e-12}
+"""Options of a training that does not change the weights, so that every step has the same net."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LEARNING = {"sgd": 0.05, "adam": 0.01, "adamw": 0.01, "rmsprop": 0.002, "rmsprop_keras": 0.002, "muon": 0.01}
-"""The lr at which each optimizer learns the made images in a moment."""
+"""Learning rate with which each optimizer learns the generated images quickly."""
 
 
 def batches(split: Split, rows: slice = slice(None), batch_size: int = 32) -> Batches:
-    part = Split(split.images[rows], split.targets[rows])
-    return Batches(part, Normalize(([0.5], [0.25])), batch_size, torch.device("cpu"))
+    return batches_of(Split(split.images[rows], split.targets[rows]), batch_size)
 
 
 def new_net(dropout: float = 0.3) -> nn.Module:
@@ -61,10 +61,10 @@ def train(
     with_optimizer: Optimizer | None = None,
     **others: Any,
 ) -> Iterator[Epoch]:
-    """`fit` on the first images of `split`, validated on the rest."""
+    """Run `fit` on the first images of `split`, with the others for validation."""
     return fit(
         net,
-        with_optimizer or OPTIMIZERS[optimizer](net, Settings(lr=lr, momentum=0.9)),
+        with_optimizer or OPTIMIZERS[optimizer](net, OptimizerOptions(lr=lr, momentum=0.9)),
         SCHEDULES[schedule],
         loss,
         train=batches(split, slice(TRAIN), batch_size),
@@ -75,9 +75,9 @@ def train(
     )
 
 
-def last_loss(at: Position) -> float:
-    assert at.losses is not None
-    return at.losses[at.step - 1].item()
+def last_loss(position: Position) -> float:
+    assert position.losses is not None
+    return position.losses[position.step - 1].item()
 
 
 def weights(net: nn.Module) -> list[Tensor]:
@@ -88,7 +88,7 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(map(torch.equal, first, second))
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(made_split: Split) -> None:
+def test_the_same_seed_gives_the_same_bits_after_any_other_random_draws(made_split: Split) -> None:
     net, again = new_net(), new_net()
     torch.manual_seed(1)
     history = list(train(net, made_split, seed=7))
@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(made_split:
     assert same(weights(net), weights(again))
 
 
-def test_draws_between_epochs_change_nothing(made_split: Split) -> None:
+def test_random_draws_between_epochs_change_nothing(made_split: Split) -> None:
     net, disturbed = new_net(), new_net()
     list(train(net, made_split))
     for _ in train(disturbed, made_split):
@@ -105,11 +105,11 @@ def test_draws_between_epochs_change_nothing(made_split: Split) -> None:
     assert same(weights(net), weights(disturbed))
 
 
-def test_validation_changes_no_weight(made_split: Split) -> None:
-    net, unwatched = new_net(), new_net()
+def test_validation_does_not_change_the_weights(made_split: Split) -> None:
+    net, unvalidated = new_net(), new_net()
     list(train(net, made_split))
-    list(train(unwatched, made_split, with_val=False))
-    assert same(weights(net), weights(unwatched))
+    list(train(unvalidated, made_split, with_val=False))
+    assert same(weights(net), weights(unvalidated))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -122,25 +122,25 @@ def test_another_seed_gives_other_weights(dropout: float, made_split: Split) -> 
 
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1)], ids=["epochs", "seeds"])
 def test_dropout_differs_between_epochs_and_between_seeds(seeds: tuple[int, int], made_split: Split) -> None:
-    """The images are all the same, so that their order matters nothing."""
+    """All images are equal here, so that their order does not matter."""
     one = Split(*(np.repeat(array[:1], TRAIN + 1, axis=0) for array in (made_split.images, made_split.targets)))
-    first = list(train(new_net(0.5), one, seed=seeds[0], **STILL))
-    second = list(train(new_net(0.5), one, seed=seeds[1], **STILL))
+    first = list(train(new_net(0.5), one, seed=seeds[0], **FROZEN))
+    second = list(train(new_net(0.5), one, seed=seeds[1], **FROZEN))
     assert abs(first[0].train_loss - second[seeds[0] == seeds[1]].train_loss) > 1e-5  # equal draws differ by 0
 
 
 @pytest.mark.parametrize("seeds", [(0, 0), (0, 1)], ids=["epochs", "seeds"])
 def test_order_differs_between_epochs_and_between_seeds(seeds: tuple[int, int], made_split: Split) -> None:
-    """Without dropout, each first batch tells which images it holds."""
+    """Without dropout, the loss of a first batch depends only on its images."""
     losses: list[float] = []
     for seed in seeds:
-        list(train(new_net(0.0), made_split, seed=seed, on_step=lambda at: losses.append(last_loss(at)), **STILL))
+        list(train(new_net(0.0), made_split, seed=seed, on_step=lambda at: losses.append(last_loss(at)), **FROZEN))
     first, second = losses[0], losses[STEPS if seeds[0] == seeds[1] else 2 * STEPS]
     assert abs(first - second) > 1e-3
 
 
-def test_threads_change_no_more_than_rounding(made_split: Split) -> None:
-    """Threads add up in another order: 1e-3 in a loss, 2 images in an accuracy, is far above what that does here."""
+def test_threads_change_only_the_rounding(made_split: Split) -> None:
+    """Threads add in another order; the tolerances, 1e-3 and 2 images, are far above the effect of that here."""
     histories = []
     for count in (1, 2):
         torch.set_num_threads(count)
@@ -151,19 +151,19 @@ def test_threads_change_no_more_than_rounding(made_split: Split) -> None:
         assert one.train_accuracy == pytest.approx(two.train_accuracy, abs=2 / TRAIN)
 
 
-def test_the_history_counts_every_image(made_split: Split) -> None:
-    """A net that stands still has, over the batches, the scores that it has over the whole."""
+def test_the_train_scores_count_every_image(made_split: Split) -> None:
+    """A net that does not change has the same scores over the batches as over the whole split."""
     net = new_net(dropout=0.0)
     expected = score(net, batches(made_split, slice(TRAIN), batch_size=1000), LOSS)
-    (epoch,) = train(net, made_split, epochs=1, **STILL)
+    (epoch,) = train(net, made_split, epochs=1, **FROZEN)
     assert epoch.train_accuracy == pytest.approx(expected.accuracy, abs=1e-12)
     assert epoch.train_loss == pytest.approx(expected.loss, abs=1e-6)
     assert 0 < round(epoch.train_accuracy * TRAIN) == pytest.approx(epoch.train_accuracy * TRAIN, abs=1e-9)
 
 
 def test_label_smoothing_is_in_the_train_loss_and_in_no_score(made_split: Split) -> None:
-    (plain,) = train(new_net(0.0), made_split, epochs=1, batch_size=TRAIN, **STILL)
-    (smoothed,) = train(new_net(0.0), made_split, epochs=1, batch_size=TRAIN, label_smoothing=0.2, **STILL)
+    (plain,) = train(new_net(0.0), made_split, epochs=1, batch_size=TRAIN, **FROZEN)
+    (smoothed,) = train(new_net(0.0), made_split, epochs=1, batch_size=TRAIN, label_smoothing=0.2, **FROZEN)
     net = new_net(0.0)
     ((images, targets),) = batches(made_split, slice(TRAIN), TRAIN).in_order()
     expected = nn.functional.cross_entropy(net(images), targets, label_smoothing=0.2)
@@ -180,7 +180,7 @@ def test_val_scores_are_those_of_the_net_after_the_epoch_without_dropout(made_sp
 
 
 def test_dropout_is_on_in_every_epoch(made_split: Split) -> None:
-    """Validation, and whoever consumes the epochs, may leave the net in eval mode."""
+    """Validation and the caller may leave the net in eval mode."""
     net = new_net(dropout=0.5)
     modes: list[bool] = []
     net.register_forward_pre_hook(lambda module, _: modes.append(module.training))
@@ -190,7 +190,7 @@ def test_dropout_is_on_in_every_epoch(made_split: Split) -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "lr"), LEARNING.items())
-def test_what_can_be_learnt_is_learnt(optimizer: str, lr: float, made_split: Split) -> None:
+def test_every_optimizer_learns(optimizer: str, lr: float, made_split: Split) -> None:
     *_, last = train(new_net(), made_split, epochs=12, optimizer=optimizer, lr=lr, schedule="cosine")
     assert last.val_accuracy is not None
     assert last.val_accuracy > 0.9
@@ -198,7 +198,7 @@ def test_what_can_be_learnt_is_learnt(optimizer: str, lr: float, made_split: Spl
 
 
 def test_one_hot_and_indices_train_the_same_net(made_split: Split) -> None:
-    """Two forms of one formula: rounding aside."""
+    """The two forms of targets differ only in rounding."""
     one_hot = list(train(new_net(), made_split))
     indices = list(train(new_net(), Split(made_split.images, made_split.labels)))
     for one, other in zip(one_hot, indices, strict=True):
@@ -208,17 +208,17 @@ def test_one_hot_and_indices_train_the_same_net(made_split: Split) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_teaches(loss: str, made_split: Split) -> None:
+def test_every_loss_learns(loss: str, made_split: Split) -> None:
     *_, last = train(new_net(), made_split, epochs=12, loss=LOSSES[loss])
     assert last.val_accuracy is not None
     assert last.val_accuracy > 0.9
 
 
-def test_every_optimizer_is_tried() -> None:
+def test_every_optimizer_is_tested() -> None:
     assert LEARNING.keys() == OPTIMIZERS.keys()
 
 
-def test_indices_are_learnt_as_well(made_split: Split) -> None:
+def test_indices_as_targets_learn_too(made_split: Split) -> None:
     *_, last = train(new_net(), Split(made_split.images, made_split.labels), epochs=12)
     assert last.val_accuracy is not None
     assert last.val_accuracy > 0.9
@@ -241,9 +241,9 @@ def test_the_lr_of_an_epoch_is_that_of_its_last_step(schedule: str, made_split: 
     assert [epoch.lr for epoch in history] == pytest.approx(expected, rel=1e-12)
 
 
-def test_cosine_steps_get_smaller_to_almost_none(made_split: Split) -> None:
+def test_the_lr_of_each_step_follows_the_cosine(made_split: Split) -> None:
     net = new_net(dropout=0.0)
-    optimizer = OPTIMIZERS["sgd"](net, Settings(lr=0.1))
+    optimizer = OPTIMIZERS["sgd"](net, OptimizerOptions(lr=0.1))
     used: list[float] = []
     list(
         fit(
@@ -261,13 +261,13 @@ def test_cosine_steps_get_smaller_to_almost_none(made_split: Split) -> None:
     assert used == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 8)) for step in range(8)])
 
 
-def test_a_step_is_that_of_the_optimizer_on_the_mean_loss(made_split: Split) -> None:
-    """One batch, plain gradient descent: computed here by hand."""
+def test_a_step_is_one_of_gradient_descent_on_the_mean_loss(made_split: Split) -> None:
+    """Plain gradient descent on one batch, computed by hand."""
     net, expected = new_net(dropout=0.0), new_net(dropout=0.0)
     list(
         fit(
             net,
-            OPTIMIZERS["sgd"](net, Settings(lr=0.1)),
+            OPTIMIZERS["sgd"](net, OptimizerOptions(lr=0.1)),
             SCHEDULES["constant"],
             LOSS,
             train=batches(made_split, slice(TRAIN), batch_size=TRAIN),
@@ -285,7 +285,7 @@ def test_a_step_is_that_of_the_optimizer_on_the_mean_loss(made_split: Split) -> 
 
 
 @pytest.mark.parametrize("with_val", [True, False])
-def test_a_loss_that_is_no_number_ends_training_with_a_sentence(with_val: bool, made_split: Split) -> None:
+def test_a_loss_that_is_not_finite_ends_training_with_one_sentence(with_val: bool, made_split: Split) -> None:
     with pytest.raises(UserError, match=r"the loss of epoch 1, step \d is (nan|inf): try a smaller lr than 1e\+30"):
         list(train(new_net(), made_split, optimizer="sgd", lr=1e30, with_val=with_val))
 
@@ -295,46 +295,46 @@ def test_an_infinite_loss_ends_training_too(made_split: Split) -> None:
         list(train(new_net(), made_split, loss=lambda logits, _: 0 * logits.sum() + torch.inf))
 
 
-def test_a_validation_loss_that_is_no_number_ends_training_too(made_split: Split) -> None:
-    """The only step of the epoch is what breaks the net: the train loss was taken before it."""
+def test_a_validation_loss_that_is_not_finite_ends_training_too(made_split: Split) -> None:
+    """The only step of the epoch breaks the net; its train loss was computed before."""
     with pytest.raises(UserError, match="epoch 1"):
         list(train(new_net(), made_split, optimizer="sgd", lr=1e30, batch_size=TRAIN, epochs=1))
 
 
-def test_an_epoch_is_trained_when_it_is_asked_for(made_split: Split) -> None:
-    """Whoever stops after the first has the net as the first left it."""
-    stopped, gone_on = new_net(), new_net()
+def test_an_epoch_is_trained_only_when_the_caller_requests_it(made_split: Split) -> None:
+    """A caller that stops after the first epoch has the net as this epoch left it."""
+    stopped, continued = new_net(), new_net()
     steps: list[int] = []
     first = next(train(stopped, made_split, epochs=3, on_step=lambda at: steps.append(at.step)))
     assert steps == list(range(1, STEPS + 1))
 
-    epochs = train(gone_on, made_split, epochs=3)
+    epochs = train(continued, made_split, epochs=3)
     assert next(epochs) == first
-    assert same(weights(gone_on), weights(stopped))
+    assert same(weights(continued), weights(stopped))
     next(epochs)
-    assert not same(weights(gone_on), weights(stopped))
+    assert not same(weights(continued), weights(stopped))
 
 
-def test_on_step_hears_how_far_the_epoch_is(made_split: Split) -> None:
-    heard: list[tuple[int, int, int, float, int]] = []
+def test_on_step_gets_the_position(made_split: Split) -> None:
+    records: list[tuple[int, int, int, float, int]] = []
 
-    def hear(at: Position) -> None:
+    def record(at: Position) -> None:
         assert at.correct is not None
-        heard.append((at.epoch, at.step, at.images, last_loss(at), int(at.correct)))
+        records.append((at.epoch, at.step, at.images, last_loss(at), int(at.correct)))
 
-    history = list(train(new_net(), made_split, on_step=hear))
-    assert [each[:2] for each in heard] == [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
-    assert [images for _, _, images, _, _ in heard] == [32, 64, 96, 107] * 2
+    history = list(train(new_net(), made_split, on_step=record))
+    assert [each[:2] for each in records] == [(epoch, step) for epoch in (1, 2) for step in (1, 2, 3, 4)]
+    assert [images for _, _, images, _, _ in records] == [32, 64, 96, 107] * 2
     for epoch in history:
-        steps = [each for each in heard if each[0] == epoch.number]
+        steps = [each for each in records if each[0] == epoch.number]
         losses = [loss * size for (*_, loss, _), size in zip(steps, (32, 32, 32, 11), strict=True)]
         assert epoch.train_loss == pytest.approx(sum(losses) / TRAIN, rel=1e-12)
         assert epoch.train_accuracy == steps[-1][-1] / TRAIN
 
 
 @pytest.mark.parametrize("step", range(STEPS))
-def test_a_training_goes_on_within_an_epoch_to_the_same_bits(step: int, made_split: Split) -> None:
-    """With the net, the optimizer and the position of any step of the second epoch, that one's end included."""
+def test_a_training_resumes_within_an_epoch_to_the_same_bits(step: int, made_split: Split) -> None:
+    """Resume from each step of the second epoch, including its last."""
     whole = new_net()
     history = list(train(whole, made_split))
     net, kept = new_net(), {}
@@ -348,19 +348,19 @@ def test_a_training_goes_on_within_an_epoch_to_the_same_bits(step: int, made_spl
             )
             kept["net"], kept["optimizer"] = deepcopy(net.state_dict()), deepcopy(optimizer.state_dict())
 
-    optimizer = OPTIMIZERS["adam"](net, Settings(lr=0.01))
+    optimizer = OPTIMIZERS["adam"](net, OptimizerOptions(lr=0.01))
     list(train(net, made_split, with_optimizer=optimizer, on_step=keep))
     torch.rand(3)
     again = new_net()
     again.load_state_dict(kept["net"])
-    restored = OPTIMIZERS["adam"](again, Settings(lr=0.01))
+    restored = OPTIMIZERS["adam"](again, OptimizerOptions(lr=0.01))
     restored.load_state_dict(kept["optimizer"])
     assert list(train(again, made_split, with_optimizer=restored, start=kept["position"])) == history[1:]
     assert same(weights(again), weights(whole))
 
 
 @pytest.mark.parametrize("batch_size", [32, TRAIN])
-def test_a_loss_that_is_no_number_is_told_with_its_step(batch_size: int, made_split: Split) -> None:
+def test_the_step_of_a_loss_that_is_not_finite_is_named(batch_size: int, made_split: Split) -> None:
     def broken(logits: Tensor, targets: Tensor) -> Tensor:
         calls.append(1)
         return LOSS(logits, targets) * (math.nan if len(calls) == steps + 1 else 1)
@@ -372,7 +372,7 @@ def test_a_loss_that_is_no_number_is_told_with_its_step(batch_size: int, made_sp
 
 
 class _Waits(TorchDispatchMode):
-    """Operations whose result the host must have before it can go on: on a GPU it would wait for all before them."""
+    """Records operations whose result the CPU needs: on a GPU, it would wait for all operations before them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -389,7 +389,7 @@ class _Waits(TorchDispatchMode):
 def test_no_step_waits_for_the_device(loss: str, optimizer: str, made_split: Split) -> None:
     with _Waits() as waits:
         torch.tensor(1.0).item()
-        assert waits.seen.pop() == "aten::_local_scalar_dense", "it notices"
+        assert waits.seen.pop() == "aten::_local_scalar_dense", "waits must be recorded"
         waited: list[list[str]] = []
         epochs = train(
             new_net(),
@@ -413,7 +413,7 @@ def test_no_step_waits_for_the_device(loss: str, optimizer: str, made_split: Spl
         ((0.9, 0.2), (0.9, 0.1), False),
         ((0.9, 0.1), (0.9, 0.1), False),
     ],
-    ids=["accuracy", "worse accuracy", "loss", "worse loss", "equal: the earlier stays"],
+    ids=["accuracy", "worse accuracy", "loss", "worse loss", "equal: the earlier epoch stays"],
 )
 def test_better_is_by_accuracy_then_by_loss(
     ours: tuple[float, float], others: tuple[float, float], better: bool
@@ -423,7 +423,7 @@ def test_better_is_by_accuracy_then_by_loss(
 
 
 def test_without_validation_the_later_epoch_is_better() -> None:
-    """Whatever the train scores say."""
+    """The train scores do not matter."""
     earlier, later = Epoch(2, 0.1, 0.5, 0.9, None, None), Epoch(3, 0.1, 0.7, 0.8, None, None)
     assert later.better_than(earlier)
     assert not earlier.better_than(later)
@@ -451,53 +451,53 @@ def test_bfloat16_runs_the_net_in_bfloat16_and_learns(made_split: Split) -> None
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_nearly_the_same_in_bfloat16(loss: str, label_smoothing: float, made_split: Split) -> None:
-    """Eight bits of mantissa: 1 in 256 a number, less in a mean of many."""
-    knobs: dict[str, Any] = {"epochs": 1, "loss": LOSSES[loss], "label_smoothing": label_smoothing, **STILL}
-    (exact,) = train(new_net(0.0), made_split, **knobs)
+    """A bfloat16 number has 8 bits of mantissa: an error of up to 1/256, less in a mean."""
+    options: dict[str, Any] = {"epochs": 1, "loss": LOSSES[loss], "label_smoothing": label_smoothing, **FROZEN}
+    (exact,) = train(new_net(0.0), made_split, **options)
     autocast = runtime.autocast("bfloat16", torch.device("cpu"))
-    (rounded,) = train(new_net(0.0), made_split, autocast=autocast, **knobs)
+    (rounded,) = train(new_net(0.0), made_split, autocast=autocast, **options)
     assert rounded.train_loss == pytest.approx(exact.train_loss, rel=0.01)
 
 
-class Small(nn.Module):
-    """A layer of a device that holds so many images."""
+class OutOfMemoryAbove(nn.Module):
+    """A layer that raises torch's out-of-memory error for more than `limit` images."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, limit: int) -> None:
         super().__init__()
-        self.room = room
+        self.limit = limit
 
     def forward(self, images: Tensor) -> Tensor:
-        """The images, if there is room."""
-        if len(images) > self.room:
+        """Return the images, if they fit."""
+        if len(images) > self.limit:
             raise torch.OutOfMemoryError
         return images
 
 
-def on_a_small_device(net: nn.Module, room: int) -> nn.Module:
-    return nn.Sequential(Small(room), *net.children())
+def with_memory_limit(net: nn.Module, limit: int) -> nn.Module:
+    return nn.Sequential(OutOfMemoryAbove(limit), *net.children())
 
 
-def test_a_batch_that_does_not_fit_goes_in_pieces_with_the_same_result(
+def test_a_batch_that_does_not_fit_is_split_with_the_same_result(
     made_split: Split, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    roomy, small = new_net(0.0), on_a_small_device(new_net(0.0), room=9)
-    expected = list(train(roomy, made_split, optimizer="sgd", with_val=False))
-    found = list(train(small, made_split, optimizer="sgd", with_val=False))
-    torch.testing.assert_close(weights(small), weights(roomy), rtol=0, atol=1e-5)
+    unlimited, limited = new_net(0.0), with_memory_limit(new_net(0.0), limit=9)
+    expected = list(train(unlimited, made_split, optimizer="sgd", with_val=False))
+    found = list(train(limited, made_split, optimizer="sgd", with_val=False))
+    torch.testing.assert_close(weights(limited), weights(unlimited), rtol=0, atol=1e-5)
     assert [epoch.train_loss for epoch in found] == pytest.approx([epoch.train_loss for epoch in expected], rel=1e-5)
     assert [epoch.train_accuracy for epoch in found] == [epoch.train_accuracy for epoch in expected]
     assert capsys.readouterr().out.splitlines() == [
-        "out of memory: each batch goes in 2 pieces from here on",
-        "out of memory: each batch goes in 4 pieces from here on",
+        "out of memory: each batch is now split into 2 micro-batches",
+        "out of memory: each batch is now split into 4 micro-batches",
     ]
 
 
-def test_with_batch_norm_the_batch_that_fits_is_named(made_split: Split) -> None:
-    net = on_a_small_device(models.build("vgg11", (1, 8, 8), 4, width=0.0625, dropout=0.0), room=9)
+def test_with_batch_norm_a_batch_size_that_fits_is_named(made_split: Split) -> None:
+    net = with_memory_limit(models.build("vgg11", (1, 8, 8), 4, width=0.0625, dropout=0.0), limit=9)
     with pytest.raises(UserError, match="batch_size: 32 images do not fit into the device's memory, 8 do"):
         list(train(net, made_split, with_val=False))
 
 
-def test_a_device_without_room_for_one_image_is_told(made_split: Split) -> None:
-    with pytest.raises(UserError, match="does not hold one image"):
-        list(train(on_a_small_device(new_net(), room=0), made_split, with_val=False))
+def test_a_device_too_small_for_one_image_is_reported(made_split: Split) -> None:
+    with pytest.raises(UserError, match="memory is too small for one image: use a smaller model"):
+        list(train(with_memory_limit(new_net(), limit=0), made_split, with_val=False))

@@ -95,7 +95,7 @@ def test_what_the_settings_leave_out_changes_nothing_in_training(name: str) -> N
     from imageclf import models
 
     book = recipes.read(ROOT / "recipes.yaml")[name]
-    assert set(models.knobs(book["model"])) <= set(RECIPES[name])
+    assert set(models.parameter_names(book["model"])) <= set(RECIPES[name])
     plain = {"val_fraction": 0.0, "image_size": None, "pad": 0, "grayscale": False, "permute": False, "one_hot": False}
     assert {key: book[key] for key in plain} == plain
     assert (book["classes"], book["precision"]) == (None, "float32")

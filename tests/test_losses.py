@@ -1,4 +1,4 @@
-"""Each loss is the number that its name promises, in both forms of targets, and never breaks a training by itself."""
+"""Tests of the losses: each has the value of its formula for both forms of targets, and stays finite."""
 
 from collections.abc import Callable
 
@@ -47,9 +47,9 @@ def test_a_loss_is_a_mean_over_images(name: str, logits: Tensor, labels: Tensor)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_falls_as_the_true_class_gets_likelier(name: str, logits: Tensor, labels: Tensor) -> None:
-    surer = logits + 0.5 * one_hot(labels)
-    assert LOSSES[name](surer, labels) < LOSSES[name](logits, labels)
+def test_a_loss_falls_if_the_true_class_gets_more_probable(name: str, logits: Tensor, labels: Tensor) -> None:
+    more_certain = logits + 0.5 * one_hot(labels)
+    assert LOSSES[name](more_certain, labels) < LOSSES[name](logits, labels)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -68,14 +68,14 @@ def test_extreme_logits_give_a_finite_loss_and_gradient(
 
 
 def expected(name: str, logits: Tensor, labels: Tensor) -> float:
-    """The loss by its formula, in double precision."""
+    """Compute the loss by its formula in double precision."""
     probabilities = logits.double().exp() / logits.double().exp().sum(dim=1, keepdim=True)
     difference = probabilities - one_hot(labels)
     true = probabilities[torch.arange(len(labels)), labels]
     formulas = {
         "cross_entropy": -true.log().mean(),
         "nll": -true.log().mean(),
-        "kl_div": -true.log().mean(),  # one-hot targets have no entropy of their own
+        "kl_div": -true.log().mean(),  # the entropy of one-hot targets is 0
         "mse": difference.square().mean(),
         "l1": 2 * (1 - true).mean() / CLASSES,
     }
@@ -83,11 +83,11 @@ def expected(name: str, logits: Tensor, labels: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_its_formula(name: str, logits: Tensor, labels: Tensor) -> None:
+def test_a_loss_equals_its_formula(name: str, logits: Tensor, labels: Tensor) -> None:
     assert LOSSES[name](logits, labels).item() == pytest.approx(expected(name, logits, labels), abs=1e-6)
 
 
-def test_kl_divergence_of_soft_targets_is_cross_entropy_less_their_entropy(logits: Tensor, labels: Tensor) -> None:
+def test_kl_divergence_of_soft_targets_is_cross_entropy_minus_their_entropy(logits: Tensor, labels: Tensor) -> None:
     soft = smooth(labels, logits, 0.3)
     entropy = -(soft * soft.log()).sum(dim=1).mean()
     difference = LOSSES["cross_entropy"](logits, soft) - LOSSES["kl_div"](logits, soft)
@@ -95,18 +95,16 @@ def test_kl_divergence_of_soft_targets_is_cross_entropy_less_their_entropy(logit
 
 
 @pytest.mark.parametrize("form", [one_hot, Tensor.clone], ids=["one-hot", "indices"])
-def test_smooth_targets_give_the_label_smoothing_of_torch(
-    form: Callable[[Tensor], Tensor], logits: Tensor, labels: Tensor
-) -> None:
+def test_label_smoothing_equals_that_of_torch(form: Callable[[Tensor], Tensor], logits: Tensor, labels: Tensor) -> None:
     found = LOSSES["cross_entropy"](logits, smooth(form(labels), logits, 0.1))
     theirs = functional.cross_entropy(logits, labels, label_smoothing=0.1)
     assert found.item() == pytest.approx(theirs.item(), abs=1e-6)
 
 
-def test_smoothed_targets_still_add_up_to_one(logits: Tensor, labels: Tensor) -> None:
+def test_smoothed_targets_sum_to_one(logits: Tensor, labels: Tensor) -> None:
     sums = smooth(labels, logits, 0.25).sum(dim=1)
     torch.testing.assert_close(sums, torch.ones(len(labels)))
 
 
-def test_no_smoothing_leaves_the_targets_as_they_are(logits: Tensor, labels: Tensor) -> None:
+def test_smoothing_of_0_does_not_change_the_targets(logits: Tensor, labels: Tensor) -> None:
     assert smooth(labels, logits, 0.0) is labels

@@ -1,10 +1,11 @@
-"""Every net on the images of every data set, and the shapes that make mlp and cnn what they say they are."""
+"""Tests of every net on images of every data set, and of the structure of mlp and cnn."""
 
 import math
 from typing import Any
 
 import pytest
 import torch
+from helpers import COLOR, Shape, layers_of, num_parameters
 from imports import ROOT
 from torch import Tensor, nn
 
@@ -13,47 +14,40 @@ from imageclf.datasets import DATASETS
 from imageclf.errors import UserError
 from imageclf.models import MODELS
 
-Shape = tuple[int, int, int]
-
-COLOUR: Shape = (3, 32, 32)
-SHAPES = sorted({source.image_shape for source in DATASETS.values()} | {COLOUR})
+SHAPES = sorted({source.image_shape for source in DATASETS.values()} | {COLOR})
 CLASSES = 10
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def default_knobs(name: str) -> dict[str, Any]:
+def default_arguments(name: str) -> dict[str, Any]:
     committed = params.load(ROOT / paths.PARAMS)
-    return {key: getattr(committed, key) for key in models.knobs(name)}
+    return {key: getattr(committed, key) for key in models.parameter_names(name)}
 
 
 def build(name: str, shape: Shape, **changes: Any) -> nn.Module:
-    return models.build(name, shape, CLASSES, **{**default_knobs(name), **changes})
+    return models.build(name, shape, CLASSES, **{**default_arguments(name), **changes})
 
 
 def build_or_refuse(name: str, shape: Shape) -> nn.Module | None:
-    """The net; None where it takes no such images, and says so in a sentence with its name."""
+    """Return the net, or None if it refuses such images with one sentence that contains its name."""
     try:
         return build(name, shape)
     except UserError as refusal:
         sentence = str(refusal)
     assert name in sentence
     assert "\n" not in sentence
-    assert shape != COLOUR, "every net takes these"
+    assert shape != COLOR, "every net accepts these"
     return None
 
 
 def linears(net: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
-
-
-def num_parameters(net: nn.Module) -> int:
-    return sum(weights.numel() for weights in net.parameters())
+    return layers_of(net, nn.Linear)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_each_knob_of_a_net_is_a_parameter_of_train(name: str) -> None:
-    assert set(models.knobs(name)) <= set(params.TrainParams.model_fields)
+def test_each_parameter_of_a_net_is_a_parameter_of_train(name: str) -> None:
+    assert set(models.parameter_names(name)) <= set(params.TrainParams.model_fields)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -72,14 +66,14 @@ def test_a_net_gives_logits_and_learns_with_all_its_weights(name: str, shape: Sh
         assert weights.grad is not None, f"{weights_name} is not used"
         total = weights.grad.abs().sum().item()
         assert math.isfinite(total), weights_name
-        # A bias may rightly get none: batch normalization takes it away again.
+        # A bias may have none: batch normalization subtracts it.
         assert weights.ndim == 1 or total > 0, f"{weights_name} gets no gradient"
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 2), (3, 5, 5), (1, 9, 4), (2, 17, 30)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_net_takes_odd_shapes_or_refuses_them_in_a_sentence(name: str, shape: Shape) -> None:
-    with torch.device("meta"):  # shapes without numbers: nothing to compute
+def test_a_net_accepts_odd_shapes_or_refuses_them_in_one_sentence(name: str, shape: Shape) -> None:
+    with torch.device("meta"):  # shapes only: nothing is computed
         net = build_or_refuse(name, shape)
         assert net is None or net(torch.empty(2, *shape)).shape == (2, CLASSES)
 
@@ -87,7 +81,7 @@ def test_a_net_takes_odd_shapes_or_refuses_them_in_a_sentence(name: str, shape: 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_net_can_train_on_a_last_batch_of_one_image(name: str, shape: Shape) -> None:
-    """Batch normalization refuses to average a single number."""
+    """Batch normalization raises an error if it has only one value per channel."""
     with torch.device("meta"):
         net = build_or_refuse(name, shape)
         assert net is None or net(torch.empty(1, *shape)).shape == (1, CLASSES)
@@ -96,18 +90,18 @@ def test_a_net_can_train_on_a_last_batch_of_one_image(name: str, shape: Shape) -
 @pytest.mark.parametrize("name", MODELS)
 def test_the_same_seed_gives_the_same_initial_weights(name: str) -> None:
     torch.manual_seed(0)
-    first = build(name, COLOUR)
+    first = build(name, COLOR)
     torch.manual_seed(0)
-    again = build(name, COLOUR)
+    again = build(name, COLOR)
     assert all(map(torch.equal, first.parameters(), again.parameters()))
 
 
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
 def test_another_seed_gives_other_initial_weights(name: str) -> None:
     torch.manual_seed(0)
-    first = build(name, COLOUR)
+    first = build(name, COLOR)
     torch.manual_seed(1)
-    other = build(name, COLOUR)
+    other = build(name, COLOR)
     assert not any(map(torch.equal, first.parameters(), other.parameters()))
 
 
@@ -118,7 +112,7 @@ def test_mlp_without_hidden_layers_is_softmax_regression() -> None:
 
 
 def test_mlp_has_the_hidden_widths_with_relu_and_dropout_between() -> None:
-    net = build("mlp", COLOUR, hidden=[20, 30], dropout=0.25)
+    net = build("mlp", COLOR, hidden=[20, 30], dropout=0.25)
     assert [(layer.in_features, layer.out_features) for layer in linears(net)] == [(3072, 20), (20, 30), (30, 10)]
     kinds = [type(layer) for layer in net.children()]
     assert kinds == [nn.Flatten, *[nn.Linear, nn.ReLU, nn.Dropout] * 2, nn.Linear]
@@ -129,7 +123,7 @@ def test_mlp_of_500_on_mnist_has_397510_parameters() -> None:
     assert num_parameters(build("mlp", (1, 28, 28), hidden=[500])) == 397_510
 
 
-def test_mlp_is_blind_to_the_order_of_pixels() -> None:
+def test_the_order_of_pixels_does_not_matter_to_mlp() -> None:
     net = build("mlp", (1, 8, 8), hidden=[16]).eval()
     order = torch.randperm(64)
     images = torch.randn(4, 1, 8, 8)
@@ -140,7 +134,7 @@ def test_mlp_is_blind_to_the_order_of_pixels() -> None:
 
 
 def test_cnn_pools_each_convolution_after_its_relu() -> None:
-    kinds = [type(layer) for layer in build("cnn", COLOUR, channels=[4, 6], hidden=[]).children()]
+    kinds = [type(layer) for layer in build("cnn", COLOR, channels=[4, 6], hidden=[]).children()]
     assert kinds == [*[nn.Conv2d, nn.ReLU, nn.MaxPool2d] * 2, nn.Flatten, nn.Linear]
 
 
@@ -150,13 +144,13 @@ def test_cnn_without_padding_shrinks_28_pixels_to_96_features() -> None:
     assert num_parameters(net) == (25 + 1) * 6 + (6 * 25 + 1) * 6 + 97 * 50 + 51 * 10
 
 
-def test_cnn_with_zeros_at_the_edge_only_shrinks_by_its_pools() -> None:
+def test_cnn_with_zero_padding_shrinks_only_by_its_pools() -> None:
     net = build("cnn", (1, 28, 28), channels=[6, 6], kernel_size=5, conv_padding="same", hidden=[50])
     assert linears(net)[0].in_features == 6 * 7 * 7
 
 
 @pytest.mark.parametrize(
-    ("shape", "knobs"),
+    ("shape", "arguments"),
     [
         ((1, 64, 8), {"channels": [4, 4], "kernel_size": 5, "conv_padding": "valid"}),
         ((1, 8, 8), {"channels": [4, 4, 4, 4], "conv_padding": "same"}),
@@ -166,11 +160,11 @@ def test_cnn_with_zeros_at_the_edge_only_shrinks_by_its_pools() -> None:
     ],
     ids=["width", "pools", "windows", "height", "one window"],
 )
-def test_cnn_refuses_images_too_small_for_it_and_names_the_way_out(shape: Shape, knobs: dict[str, Any]) -> None:
+def test_cnn_refuses_images_that_are_too_small_and_names_the_remedy(shape: Shape, arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"larger images than {shape[1]}x{shape[2]}; use fewer channels.*image_size"):
-        build("cnn", shape, **knobs)
+        build("cnn", shape, **arguments)
 
 
-def test_cnn_takes_the_smallest_images_that_leave_a_pixel() -> None:
+def test_cnn_accepts_the_smallest_images_that_leave_one_pixel() -> None:
     net = build("cnn", (1, 8, 8), channels=[4, 4, 4], conv_padding="same", hidden=[])
     assert linears(net)[0].in_features == 4

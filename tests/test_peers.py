@@ -16,7 +16,7 @@ from imageclf import models, params, paths, recipes, splits, yaml12
 from imageclf.prepare import prepare
 from imageclf.raw import Images, RawData
 from imageclf.splits import Prepared
-from imageclf.summary import summarize
+from imageclf.summary import describe_layers
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "folder": (3, 32, 32)}
 
@@ -29,7 +29,7 @@ def knobs(recipe: str, **changes: Any) -> params.Params:
 
 def ours(settings: params.Params) -> torch.nn.Module:
     """The pipeline's own net for those parameters."""
-    arguments = {key: getattr(settings, key) for key in models.knobs(settings.model)}
+    arguments = {key: getattr(settings, key) for key in models.parameter_names(settings.model)}
     return models.build(settings.model, SHAPES[settings.dataset], 10, **arguments)
 
 
@@ -61,7 +61,9 @@ def prepared(tmp_path: Path) -> Prepared:
 def test_floor_of_an_mlp_counts_three_products_a_layer_but_two_of_the_first() -> None:
     settings = knobs("mlp5")
     first, *rest = 784 * 512, 512 * 256, 256 * 128, 128 * 64, 64 * 10
-    assert floor.multiply_adds(summarize(ours(settings), (1, 28, 28)), images=7) == 7 * (2 * first + 3 * sum(rest))
+    assert floor.multiply_adds(describe_layers(ours(settings), (1, 28, 28)), images=7) == 7 * (
+        2 * first + 3 * sum(rest)
+    )
 
 
 def test_floor_of_a_cnn_counts_each_weight_once_a_position() -> None:
@@ -69,7 +71,7 @@ def test_floor_of_a_cnn_counts_each_weight_once_a_position() -> None:
     first, second = 6 * 1 * 25 * 24 * 24, 6 * 6 * 25 * 8 * 8
     dense = 96 * 50 + 50 * 10
     expected = 2 * first + 3 * (second + dense)
-    assert floor.multiply_adds(summarize(ours(settings), (1, 28, 28)), images=1) == expected == 361_500
+    assert floor.multiply_adds(describe_layers(ours(settings), (1, 28, 28)), images=1) == expected == 361_500
 
 
 def test_product_rate_is_plausible() -> None:

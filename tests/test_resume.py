@@ -18,7 +18,7 @@ from imageclf import models, resume, runtime
 from imageclf.batches import Batches, Normalize
 from imageclf.fit import Epoch, Position, fit
 from imageclf.losses import LOSSES
-from imageclf.optim import OPTIMIZERS, SCHEDULES, Settings
+from imageclf.optim import OPTIMIZERS, SCHEDULES, OptimizerOptions
 from imageclf.resume import Slot, Training
 from imageclf.splits import Split
 
@@ -53,7 +53,7 @@ def new_training(slot: Slot, model: str = "cnn", optimizer: str = "adam") -> Tra
         "vgg11": {"width": 0.0625, "dropout": 0.1},
     }
     net = runtime.place(models.build(model, (1, 8, 8), 4, **knobs[model]), CPU)
-    settings = Settings(lr=0.01, momentum=0.9)
+    settings = OptimizerOptions(lr=0.01, momentum=0.9)
     return Training(net, OPTIMIZERS[optimizer](net, settings), slot, every_s=1e9)
 
 
@@ -270,7 +270,9 @@ def test_another_devices_state_is_left(slot: Slot, made_split: Split) -> None:
 
 
 def test_a_place_within_an_epoch_is_due_after_a_while(slot: Slot) -> None:
-    training = Training(nn.Linear(1, 1), OPTIMIZERS["sgd"](nn.Linear(1, 1), Settings(lr=0.1)), slot, every_s=0.05)
+    training = Training(
+        nn.Linear(1, 1), OPTIMIZERS["sgd"](nn.Linear(1, 1), OptimizerOptions(lr=0.1)), slot, every_s=0.05
+    )
     assert not training.due()
     time.sleep(0.1)
     assert training.due()

@@ -1,36 +1,27 @@
-"""The table of a net: its numbers against hand counts, and against what a gradient really reaches."""
+"""Tests of the table of a net: its numbers against counts by hand, and against gradients."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from helpers import Shape, num_parameters
 from torch import Tensor, nn
 
 from imageclf import models
-from imageclf.summary import Layer, as_table, summarize
+from imageclf.summary import Layer, as_table, describe_layers
 
-Shape = tuple[int, int, int]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENET = {"channels": [6, 16], "kernel_size": 5, "conv_padding": "valid", "hidden": [120, 84]}
-KNOBS: dict[str, Any] = {**LENET, "width": 0.25, "dropout": 0.5}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other crawl where other work takes a core: five times slower (seen)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+ARGUMENTS: dict[str, Any] = {**LENET, "width": 0.25, "dropout": 0.5}
 
 
 def build(name: str, shape: Shape, **changes: Any) -> nn.Module:
-    return models.build(name, shape, 10, **{key: {**KNOBS, **changes}[key] for key in models.knobs(name)})
+    return models.build(name, shape, 10, **{key: {**ARGUMENTS, **changes}[key] for key in models.parameter_names(name)})
 
 
-def test_lenet_counted_by_hand() -> None:
-    assert summarize(build("cnn", (1, 28, 28)), (1, 28, 28)) == [
+def test_lenet_has_the_numbers_counted_by_hand() -> None:
+    assert describe_layers(build("cnn", (1, 28, 28)), (1, 28, 28)) == [
         Layer("0", "Conv2d 5x5", (6, 24, 24), (25 + 1) * 6, 25 * 6 * 24 * 24, 5),
         Layer("2", "MaxPool2d 2x2/2", (6, 12, 12), 0, 0, 6),
         Layer("3", "Conv2d 5x5", (16, 8, 8), (6 * 25 + 1) * 16, 6 * 25 * 16 * 8 * 8, 14),
@@ -42,8 +33,8 @@ def test_lenet_counted_by_hand() -> None:
 
 
 def test_vgg11_takes_153_million_multiply_adds() -> None:
-    """The plan by hand: pixels of the map times 9 times channels in times channels out."""
-    layers = summarize(build("vgg11", (3, 32, 32), width=1.0), (3, 32, 32))
+    """Each convolution costs map pixels * 9 * input channels * output channels."""
+    layers = describe_layers(build("vgg11", (3, 32, 32), width=1.0), (3, 32, 32))
     plan = [
         (32, 3, 64),
         (16, 64, 128),
@@ -61,15 +52,16 @@ def test_vgg11_takes_153_million_multiply_adds() -> None:
 def test_every_parameter_is_counted_once(name: str) -> None:
     shape = (3, 8, 8)
     net = build(name, shape, conv_padding="same")
-    layers = summarize(net, shape)
-    assert sum(layer.parameters for layer in layers) == sum(weights.numel() for weights in net.parameters())
+    layers = describe_layers(net, shape)
+    assert sum(layer.parameters for layer in layers) == num_parameters(net)
     assert layers[-1].output == (10,)
 
 
-def measured_field(net: nn.Module, layer: str, side: int) -> int:
-    """The side of what a gradient reaches from the middle of a layer's map, all weights being positive.
+def measured_receptive_field(net: nn.Module, layer: str, side: int) -> int:
+    """Return the side of the square of input pixels with a gradient from the middle of a layer's map.
 
-    Max-pools pass a gradient to one pixel only and are averaged instead.
+    All weights are set positive, so that no gradients cancel. Max-pools are replaced by average pools, because they
+    pass a gradient to one pixel only.
     """
     for name, module in list(net.named_modules()):
         if isinstance(module, nn.MaxPool2d):
@@ -84,7 +76,7 @@ def measured_field(net: nn.Module, layer: str, side: int) -> int:
     middle = maps[0].shape[-1] // 2
     (gradient,) = torch.autograd.grad(maps[0][0, :, middle, middle].sum(), images)
     rows = gradient[0, 0].any(dim=1).nonzero()
-    assert rows.min() > 0, "the image must be larger than the field"
+    assert rows.min() > 0, "the image must be larger than the receptive field"
     assert rows.max() < side - 1
     return int(rows.max() - rows.min()) + 1
 
@@ -104,13 +96,13 @@ def measured_field(net: nn.Module, layer: str, side: int) -> int:
         ("resnet50", "layer2.1.bn3", 32),
     ],
 )
-def test_the_field_is_what_a_gradient_reaches(name: str, layer: str, side: int) -> None:
+def test_the_receptive_field_is_the_square_with_a_gradient(name: str, layer: str, side: int) -> None:
     net = build(name, (1, side, side))
-    told = {row.name: row.field for row in summarize(net, (1, side, side))}
-    assert told[layer] == measured_field(net, layer, side)
+    computed = {row.name: row.receptive_field for row in describe_layers(net, (1, side, side))}
+    assert computed[layer] == measured_receptive_field(net, layer, side)
 
 
-def test_where_branches_meet_the_widest_counts_and_dense_layers_see_everything() -> None:
+def test_after_a_join_of_branches_the_largest_counts_and_dense_layers_cover_the_whole_image() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -127,18 +119,18 @@ def test_where_branches_meet_the_widest_counts_and_dense_layers_see_everything()
             maps = self.after_cat(torch.cat([first, second], dim=1))
             return self.head(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
 
-    fields = {layer.name: layer.field for layer in summarize(Branches(), (1, 20, 16))}
-    assert fields == {"narrow": 1, "wide": 5, "after_sum": 9, "after_cat": 10, "head": 20}
+    computed = {layer.name: layer.receptive_field for layer in describe_layers(Branches(), (1, 20, 16))}
+    assert computed == {"narrow": 1, "wide": 5, "after_sum": 9, "after_cat": 10, "head": 20}
 
 
-def test_the_net_and_the_random_numbers_stay_as_they_are() -> None:
+def test_the_net_and_the_random_generator_do_not_change() -> None:
     net = build("resnet18", (3, 32, 32)).train()
     net.get_submodule("layer1").eval()
     modes = [module.training for module in net.modules()]
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     generator = torch.get_rng_state()
 
-    summarize(net, (3, 32, 32))
+    describe_layers(net, (3, 32, 32))
 
     assert torch.equal(torch.get_rng_state(), generator)
     assert [module.training for module in net.modules()] == modes
@@ -147,14 +139,14 @@ def test_the_net_and_the_random_numbers_stay_as_they_are() -> None:
 
 
 def test_the_table_is_aligned_and_ends_with_totals() -> None:
-    assert as_table(summarize(build("cnn", (1, 28, 28)), (1, 28, 28))).splitlines() == [
-        "layer  kind              output  parameters  multiply-adds  field",
-        "0      Conv2d 5x5       6x24x24         156         86,400      5",
-        "2      MaxPool2d 2x2/2  6x12x12           0              0      6",
-        "3      Conv2d 5x5        16x8x8       2,416        153,600     14",
-        "5      MaxPool2d 2x2/2   16x4x4           0              0     16",
-        "7      Linear               120      30,840         30,720     28",
-        "10     Linear                84      10,164         10,080     28",
-        "13     Linear                10         850            840     28",
+    assert as_table(describe_layers(build("cnn", (1, 28, 28)), (1, 28, 28))).splitlines() == [
+        "layer  kind              output  parameters  multiply-adds  receptive field",
+        "0      Conv2d 5x5       6x24x24         156         86,400                5",
+        "2      MaxPool2d 2x2/2  6x12x12           0              0                6",
+        "3      Conv2d 5x5        16x8x8       2,416        153,600               14",
+        "5      MaxPool2d 2x2/2   16x4x4           0              0               16",
+        "7      Linear               120      30,840         30,720               28",
+        "10     Linear                84      10,164         10,080               28",
+        "13     Linear                10         850            840               28",
         "total                                44,426        281,640",
     ]

@@ -1,39 +1,31 @@
-"""VGG: the classic net on 32x32, and what the two rules make of other sizes."""
+"""Tests of VGG: the known net for 32x32 images, and the two rules that adapt it to other sizes."""
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
+from helpers import Shape, layers_of, num_parameters
 from torch import nn
 
 from imageclf import models
 
 PLANS = {"vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16}
-"""Convolutions of each net; with the three dense layers of the paper they make its name."""
+"""Number of convolutions of each net; with the paper's three dense layers they give the number in its name."""
 
 
-def vgg(name: str, shape: tuple[int, int, int], width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+def vgg(name: str, shape: Shape, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
     return models.build(name, shape, 10, width=width, dropout=dropout)
-
-
-def layers(net: nn.Module, kind: type[Any]) -> list[Any]:
-    return [layer for layer in net.modules() if isinstance(layer, kind)]
-
-
-def num_parameters(net: nn.Module) -> int:
-    return sum(weights.numel() for weights in net.parameters())
 
 
 @pytest.mark.parametrize(
     ("name", "published"), [("vgg11", 9_231_114), ("vgg13", 9_416_010), ("vgg16", 14_728_266), ("vgg19", 20_040_522)]
 )
-def test_the_classic_nets_have_their_published_size(name: str, published: int) -> None:
-    """github.com/kuangliu/pytorch-cifar, which keeps a bias a channel that batch norm takes away again."""
+def test_the_nets_have_their_published_numbers_of_parameters(name: str, published: int) -> None:
+    """Compare with github.com/kuangliu/pytorch-cifar, which has a bias per channel that batch norm subtracts."""
     with torch.device("meta"):
         net = vgg(name, (3, 32, 32))
-    idle = sum(convolution.out_channels for convolution in layers(net, nn.Conv2d))
-    assert num_parameters(net) == published - idle
+    biases = sum(convolution.out_channels for convolution in layers_of(net, nn.Conv2d))
+    assert num_parameters(net) == published - biases
 
 
 def test_vgg11_counted_by_hand() -> None:
@@ -47,19 +39,19 @@ def test_vgg11_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("name", "convolutions"), PLANS.items())
-def test_a_plan_has_its_convolutions_and_five_pools_that_halve_32_to_1(name: str, convolutions: int) -> None:
+def test_each_net_has_its_convolutions_and_five_pools_that_halve_32_to_1(name: str, convolutions: int) -> None:
     with torch.device("meta"):
         net = vgg(name, (3, 32, 32))
-    assert len(layers(net, nn.Conv2d)) == convolutions
-    assert [pool.kernel_size for pool in layers(net, nn.MaxPool2d)] == [2, 2, 2, 2, (2, 2)]
+    assert len(layers_of(net, nn.Conv2d)) == convolutions
+    assert [pool.kernel_size for pool in layers_of(net, nn.MaxPool2d)] == [2, 2, 2, 2, (2, 2)]
     kinds = "".join({"Conv2d": "c", "MaxPool2d": "M"}.get(type(layer).__name__, "") for layer in net.children())
-    halves = {
+    expected = {
         "vgg11": "cMcMccMccMccM",
         "vgg13": "ccMccMccMccMccM",
         "vgg16": "ccMccMcccMcccMcccM",
         "vgg19": "ccMccMccccMccccMccccM",
     }
-    assert kinds == halves[name]
+    assert kinds == expected[name]
 
 
 def test_batch_norm_and_relu_follow_each_convolution_which_has_no_bias() -> None:
@@ -75,7 +67,7 @@ def test_batch_norm_and_relu_follow_each_convolution_which_has_no_bias() -> None
 @pytest.mark.parametrize(("width", "expected"), [(0.25, 16), (0.01, 1), (0.001, 1), (0.5, 32), (2.0, 128)])
 def test_width_multiplies_the_channels_and_leaves_at_least_one(width: float, expected: int) -> None:
     with torch.device("meta"):
-        channels = [convolution.out_channels for convolution in layers(vgg("vgg13", (1, 8, 8), width), nn.Conv2d)]
+        channels = [convolution.out_channels for convolution in layers_of(vgg("vgg13", (1, 8, 8), width), nn.Conv2d)]
     assert channels[0] == expected
     assert channels == [max(1, round(full * width)) for full in (64, 128, 256, 512, 512) for _ in range(2)]
 
@@ -89,37 +81,37 @@ def test_dropout_acts_on_the_input_of_the_head() -> None:
 
 
 @pytest.mark.parametrize("side", [*range(8, 65, 7), 9, 28, 31, 32, 33, 47, 48, 63, 64, 224])
-def test_every_size_ends_in_512_features_and_batch_norm_never_sees_one_pixel(side: int) -> None:
+def test_every_size_ends_in_512_features_and_batch_norm_never_gets_1x1_maps(side: int) -> None:
     with torch.device("meta"):
         net = vgg("vgg11", (3, side, side))
         seen: list[int] = []
-        for norm in layers(net, nn.BatchNorm2d):
+        for norm in layers_of(net, nn.BatchNorm2d):
             norm.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[-1]))
         assert net(torch.empty(1, 3, side, side)).shape == (1, 10)
-    assert layers(net, nn.Linear)[0].in_features == 512
+    assert layers_of(net, nn.Linear)[0].in_features == 512
     assert seen[0] == side
     assert min(seen) >= 2
 
 
 @pytest.mark.parametrize(("side", "pools"), [(8, [2, 2, 2]), (28, [2, 2, 2, 3]), (64, [2, 2, 2, 2, 4])])
-def test_smaller_images_get_fewer_pools_and_the_last_takes_the_whole_map(side: int, pools: list[int]) -> None:
+def test_smaller_images_get_fewer_pools_and_the_last_covers_the_whole_map(side: int, pools: list[int]) -> None:
     with torch.device("meta"):
-        found = [pool.kernel_size for pool in layers(vgg("vgg11", (3, side, side)), nn.MaxPool2d)]
+        found = [pool.kernel_size for pool in layers_of(vgg("vgg11", (3, side, side)), nn.MaxPool2d)]
     assert found == [*pools[:-1], (pools[-1], pools[-1])]
 
 
-def test_convolutions_start_with_hes_spread_by_fan_out() -> None:
+def test_convolutions_are_initialized_by_hes_method_with_fan_out() -> None:
     torch.manual_seed(0)
-    for convolution in layers(vgg("vgg11", (3, 32, 32)), nn.Conv2d):
+    for convolution in layers_of(vgg("vgg11", (3, 32, 32)), nn.Conv2d):
         expected = (2 / (9 * convolution.out_channels)) ** 0.5
         assert convolution.weight.std().item() == pytest.approx(expected, rel=0.05)
 
 
-def test_it_computes_what_convolutions_pools_and_one_dense_layer_compute() -> None:
-    """The same weights in a net written out by hand."""
+def test_the_output_is_that_of_the_same_layers_written_out() -> None:
+    """Compute the layers by hand with the same weights."""
     torch.manual_seed(0)
     net = vgg("vgg11", (1, 32, 32), width=0.125).eval()
-    convolutions, norms, (head,) = layers(net, nn.Conv2d), layers(net, nn.BatchNorm2d), layers(net, nn.Linear)
+    convolutions, norms, (head,) = layers_of(net, nn.Conv2d), layers_of(net, nn.BatchNorm2d), layers_of(net, nn.Linear)
     images = maps = torch.randn(3, 1, 32, 32)
     for number, (convolution, norm) in enumerate(zip(convolutions, norms, strict=True)):
         maps = nn.functional.conv2d(maps, convolution.weight, padding=1)

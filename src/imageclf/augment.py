@@ -1,7 +1,7 @@
-"""Augmentation on the device: each image its own shift, flip and cut-out, all in one gather.
+"""Augmentation of a batch on the device: a random shift, flip and cutout per image, in one gather.
 
-The draws are a table of whole numbers made from a generator, the same on every device; applying them
-is a pure function of images and draws.
+The random draws are a table of integers, the same for every device. Applying them is a pure function of images and
+draws.
 """
 
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What to do: the knobs of these names in params.yaml."""
+    """Random shift, horizontal flip and cutout; the first three fields are the parameters of these names."""
 
     shift: int
     flip: bool
     cutout: int
     fill: int
-    """The grey level of a cut-out: the mean of the train split, which normalization takes to about 0."""
+    """Gray level inside a cutout: the mean of the train split, which normalization maps to about 0."""
 
     def __bool__(self) -> bool:
-        """Whether it does anything."""
+        """Return True if any augmentation is on."""
         return bool(self.shift or self.flip or self.cutout)
 
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """For `count` images of (height, width): rows of (dy, dx, flip, cut y, cut x), int64 (count, 5), on the CPU."""
+        """Draw rows (dy, dx, flip, cut y, cut x) for images of `size` (height, width): int64 (count, 5), on the CPU."""
         ranges = (
             (-self.shift, self.shift + 1),
             (-self.shift, self.shift + 1),
@@ -36,7 +36,7 @@ class Augmentation:
         return torch.stack([torch.randint(*bounds, (count,), generator=generator) for bounds in ranges], dim=1)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Images uint8 (N, C, H, W) as the (N, 5) draws say."""
+        """Return the images, uint8 (N, C, H, W), augmented according to the draws (N, 5)."""
         height, width = images.shape[2:]
         dy, dx, flip, cut_y, cut_x = draws[:, :, None].unbind(1)
         rows = torch.arange(height, device=images.device)
@@ -54,13 +54,13 @@ class Augmentation:
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:
-    """Positions outside 0..size-1 mirrored at the edge, which is not repeated."""
+    """Map indices outside 0..size-1 back by reflection at the edges, without repeating the edge pixel."""
     period = max(2 * (size - 1), 1)
     index = index.remainder(period)
     return torch.minimum(index, period - index).clamp_(max=size - 1)
 
 
-def _covered(positions: Tensor, centre: Tensor, side: int) -> Tensor:
-    """Which positions a window of `side` around each centre covers; it may stand out over the edge."""
-    start = centre - side // 2
+def _covered(positions: Tensor, center: Tensor, side: int) -> Tensor:
+    """Return a mask of the positions inside a window of `side` around each center; it may extend beyond the edge."""
+    start = center - side // 2
     return (positions >= start) & (positions < start + side)

@@ -1,7 +1,7 @@
-"""Batches of a split: rows of one uint8 array, normalized as they reach the device.
+"""Batches of a split: rows of one uint8 array, normalized on the device.
 
-No loader, no workers, no per-image Python: a batch is a gather. A split that fits stays on the device;
-a larger one stays memory-mapped and is read row by row of the shuffled order.
+There is no DataLoader, no worker process and no Python code per image: a batch is one gather. A split that fits into
+memory stays on the device. A larger one stays memory-mapped, and each batch is read from the file.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from imageclf.augment import Augmentation
 from imageclf.splits import Split
 
 RESIDENT_BYTES = 512 * 2**20
-"""Images up to this size are kept in the device's memory."""
-
+"""Largest size of a split's images, in bytes, that is kept in the device's memory."""
 
 Normalization = tuple[list[float], list[float]]
-"""Mean and std of each channel, pixels on a scale of 0..1."""
+"""Mean and standard deviation per channel, with pixels scaled to 0..1."""
 
 Whitening = tuple[NDArray[np.float32], NDArray[np.float32]]
-"""Mean (d,) and matrix (d, d) over the d = C * H * W pixels of an image, on a scale of 0..1."""
+"""Mean (d,) and matrix (d, d) for the d = C * H * W values of an image, scaled to 0..1."""
 
 
 class Normalize(nn.Module):
-    """Pixels uint8 (N, C, H, W) to what a net sees, float32: the one place where it happens.
+    """Normalization of uint8 pixels (N, C, H, W) to the net's input, float32. All code that normalizes uses it.
 
-    Whitened if there is a whitening: (pixels / 255 - mean) @ matrix. Then per channel (x - mean) / std.
+    If `whitening` is given, x = (pixels / 255 - mean) @ matrix, else x = pixels / 255. The result is (x - mean) / std
+    per channel.
     """
 
     scale: Tensor
@@ -39,7 +39,7 @@ class Normalize(nn.Module):
     def __init__(self, normalization: Normalization, whitening: Whitening | None = None) -> None:
         super().__init__()
         mean, std = (torch.tensor(values)[:, None, None] for values in normalization)
-        # (pixel / 255 - mean) / std in one product and one difference.
+        # (pixel / 255 - mean) / std as one multiplication and one subtraction.
         unit = 1.0 if whitening else 255.0
         self.register_buffer("scale", 1 / (unit * std))
         self.register_buffer("offset", mean / std)
@@ -47,7 +47,7 @@ class Normalize(nn.Module):
         self.register_buffer("whitening", torch.from_numpy(whitening[1]) if whitening else None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalized images, a tensor of their own."""
+        """Return the normalized images as a new tensor."""
         values = images.float()
         if self.whitening is not None:
             values = ((values.flatten(1) / 255 - self.whitening_mean) @ self.whitening).view(images.shape)
@@ -55,9 +55,9 @@ class Normalize(nn.Module):
 
 
 class Batches:
-    """A split in batches of normalized images and of targets, one-hot float32 (n, K) or indices int64 (n,).
+    """A split as batches of normalized images and targets: one-hot float32 (n, K) or class indices int64 (n,).
 
-    `augmentation` acts on the pixels of `shuffled` batches, before normalization.
+    `augmentation` is applied to the pixels of `shuffled` batches, before normalization.
     """
 
     def __init__(
@@ -80,18 +80,18 @@ class Batches:
             self._images = self._images.to(device, copy=True)
 
     def __len__(self) -> int:
-        """Batches in an epoch, a short last one included."""
+        """Return the number of batches per epoch, including a last batch that may be smaller."""
         return (self.num_images + self.batch_size - 1) // self.batch_size
 
     @property
     def num_images(self) -> int:
-        """Images in the split."""
+        """Number of images in the split."""
         return len(self._targets)
 
     def shuffled(self, seed: int, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in the order and augmented as `seed` gives it, the same on every device.
+        """Yield every image once, in random order and augmented; `seed` decides both, the same on every device.
 
-        The first `skip` batches are left out, and the others are what they would have been.
+        The first `skip` batches are left out; the others do not change.
         """
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.num_images, generator=generator)
@@ -103,14 +103,14 @@ class Batches:
         in_memory = on_device if self._images.device == self.device else order
         for start in range(skip * self.batch_size, self.num_images, self.batch_size):
             rows = slice(start, start + self.batch_size)
-            # Not by []: index_select copies whole images, and takes a third of the time.
+            # index_select copies whole images, in a third of the time of indexing by [].
             images = self._images.index_select(0, in_memory[rows]).to(self.device, non_blocking=True)
             if self._augmentation is not None and draws is not None:
                 images = self._augmentation.apply(images, draws[rows])
             yield self._batch(images, self._targets.index_select(0, on_device[rows]))
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, as stored."""
+        """Yield every image once, in stored order and without augmentation."""
         for images, targets in zip(
             self._images.split(self.batch_size), self._targets.split(self.batch_size), strict=True
         ):

@@ -1,4 +1,7 @@
-"""Losses: logits (N, K) and targets, one-hot floats (N, K) or class indices (N,), to a scalar mean."""
+"""Loss functions by name: logits (N, K) and targets to a scalar, the mean over the batch.
+
+Targets are one-hot floats (N, K) or class indices (N,).
+"""
 
 from collections.abc import Callable
 
@@ -9,12 +12,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Minus the log of the softmax probability of the true class; torch takes both forms of targets."""
+    """Return the mean of minus the log of the softmax probability of the true class."""
     return functional.cross_entropy(logits, targets)
 
 
 def nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood on log-softmax: cross-entropy in two steps, equal to it to rounding."""
+    """Return the negative log-likelihood of log-softmax: cross-entropy in two steps, equal up to rounding."""
     log_probabilities = functional.log_softmax(logits, dim=1)
     if targets.ndim == 1:
         return functional.nll_loss(log_probabilities, targets)
@@ -22,30 +25,30 @@ def nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def kl_div(logits: Tensor, targets: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the softmax from the targets: cross-entropy less the targets' entropy."""
+    """Return the Kullback-Leibler divergence of softmax from the targets: cross-entropy minus the targets' entropy."""
     log_probabilities = functional.log_softmax(logits, dim=1)
     return functional.kl_div(log_probabilities, one_hot(targets, logits), reduction="batchmean")
 
 
 def mse(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared difference of the softmax probabilities from the targets, over all N * K of them."""
+    """Return the mean squared difference between softmax probabilities and targets, over all N * K values."""
     return functional.mse_loss(logits.softmax(dim=1), one_hot(targets, logits))
 
 
 def l1(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean absolute difference of the softmax probabilities from the targets: 2 (1 - p of the true class) / K."""
+    """Return the mean absolute difference between softmax probabilities and targets: 2 (1 - p of true class) / K."""
     return functional.l1_loss(logits.softmax(dim=1), one_hot(targets, logits))
 
 
 def one_hot(targets: Tensor, logits: Tensor) -> Tensor:
-    """Targets in either form as floats (N, K) like `logits`."""
+    """Return targets of either form as floats (N, K) with the dtype of `logits`."""
     if targets.ndim == 1:
         targets = functional.one_hot(targets, logits.shape[1])
     return targets.to(logits.dtype)
 
 
 def smooth(targets: Tensor, logits: Tensor, amount: float) -> Tensor:
-    """Targets with `amount` of their mass spread evenly over all classes (Szegedy et al. 2016); 0 changes nothing."""
+    """Return the targets with label smoothing of `amount` (Szegedy et al. 2016); 0 returns them unchanged."""
     if amount == 0:
         return targets
     return one_hot(targets, logits) * (1 - amount) + amount / logits.shape[1]

@@ -1,6 +1,6 @@
-"""Whether numbers differ by more than chance: means with intervals, Welch's test, McNemar's, and references.
+"""Statistics of results: means with confidence intervals, Welch's and McNemar's tests, reference accuracies.
 
-Accuracies are shares, 0 to 1.
+Accuracies are fractions, 0 to 1.
 """
 
 import math
@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 LEVEL = 0.95
-"""Of every interval; a difference is called one where its p is below 1 - LEVEL."""
+"""Confidence level of every interval; a difference is significant if its p is below 1 - LEVEL."""
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Values in three numbers, and the t-interval of their mean; a single value has neither spread nor interval."""
+    """Mean, standard deviation and count of values, and the t-interval of the mean.
+
+    A single value has neither standard deviation nor interval.
+    """
 
     mean: float
     std: float | None
@@ -29,7 +32,7 @@ class Summary:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Mean, standard deviation (n - 1), count, and the interval in which the true mean lies at `LEVEL`."""
+    """Return mean, standard deviation (n - 1), count, and the confidence interval of the mean at `LEVEL`."""
     mean, n = statistics.fmean(values), len(values)
     if n == 1:
         return Summary(mean, None, 1, None)
@@ -40,7 +43,7 @@ def summarize(values: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True)
 class Welch:
-    """How two means differ: first less second, the interval of that, and how probable chance alone makes it."""
+    """Result of Welch's test: the difference of the means (first minus second), its interval, and the p-value."""
 
     difference: float
     interval: Interval
@@ -48,27 +51,30 @@ class Welch:
 
 
 def welch(first: Summary, second: Summary) -> Welch:
-    """Welch's t-test, two-sided, for means of groups of unequal spread (Welch 1947); both need two values or more."""
+    """Compare two means by Welch's two-sided t-test for unequal variances (Welch 1947).
+
+    Each group needs at least two values.
+    """
     assert first.std is not None
     assert second.std is not None
     difference = first.mean - second.mean
-    shares = first.std**2 / first.n, second.std**2 / second.n
-    error = math.sqrt(sum(shares))
+    variances = first.std**2 / first.n, second.std**2 / second.n
+    error = math.sqrt(sum(variances))
     if error == 0:  # every seed gave the same number
         return Welch(difference, (difference, difference), 1.0 if difference == 0 else 0.0)
-    freedom = sum(shares) ** 2 / (shares[0] ** 2 / (first.n - 1) + shares[1] ** 2 / (second.n - 1))
-    half = _quantile(freedom) * error
-    p = 2 * float(stats.t.sf(abs(difference) / error, freedom))
+    df = sum(variances) ** 2 / (variances[0] ** 2 / (first.n - 1) + variances[1] ** 2 / (second.n - 1))
+    half = _quantile(df) * error
+    p = 2 * float(stats.t.sf(abs(difference) / error, df))
     return Welch(difference, (difference - half, difference + half), p)
 
 
-def _quantile(freedom: float) -> float:
-    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+def _quantile(df: float) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, df))
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two nets on the same images: how many only the first got right, how many only the second, and the p of that."""
+    """Result of McNemar's test: images that only the first, or only the second, net classified correctly; p-value."""
 
     only_first: int
     only_second: int
@@ -76,28 +82,29 @@ class McNemar:
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
-    """McNemar's exact test, two-sided (McNemar 1947): of the images that one net alone got right, half are each's.
+    """Compare two nets on the same images by McNemar's exact two-sided test (McNemar 1947).
 
-    first, second: (n,), whether each image was recognized.
+    Null hypothesis: an image that only one net classifies correctly is equally likely to be the first or the second
+    net's. `first` and `second` (n,) are True for each image that the net classified correctly.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    either = only_first + only_second
-    p = float(stats.binomtest(only_first, either).pvalue) if either else 1.0
+    discordant = only_first + only_second
+    p = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
     return McNemar(only_first, only_second, p)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Each p raised for being one of several that were looked at (Holm 1979)."""
-    adjusted, least = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
-        adjusted[place] = least
+    """Return the p-values adjusted for multiple tests (Holm 1979)."""
+    adjusted, highest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = highest
     return adjusted
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An accuracy measured elsewhere, over `n` seeds; without a spread it is taken as exact."""
+    """A published accuracy: the mean of `n` seeds; with a standard deviation of 0 it counts as exact."""
 
     mean: float
     std: float = 0.0
@@ -105,9 +112,9 @@ class Reference:
 
 
 def reaches(ours: Summary, reference: Reference) -> bool:
-    """Whether our mean is not lower by more than two standard errors of the difference.
+    """Return True if our mean is at most two standard errors of the difference below the reference.
 
-    A single value has no spread of its own: it is taken to have the reference's.
+    A single value has no standard deviation; the reference's is used instead.
     """
     std = reference.std if ours.std is None else ours.std
     error = math.sqrt(std**2 / ours.n + reference.std**2 / reference.n)

@@ -1,6 +1,6 @@
-"""The nets by name. Each takes `image_shape` (channels, height, width), `num_classes` and its own knobs.
+"""The nets by name. Each takes `image_shape` (channels, height, width), `num_classes` and its own parameters.
 
-All map normalized float images (N, C, H, W) to logits (N, num_classes).
+Every net maps normalized float images (N, C, H, W) to logits (N, num_classes).
 """
 
 import inspect
@@ -35,11 +35,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def knobs(name: str) -> list[str]:
-    """The names of the parameters of params.yaml that the net `name` takes."""
+def parameter_names(name: str) -> list[str]:
+    """Return the parameters of params.yaml that the net `name` takes."""
     return [key for key in inspect.signature(MODELS[name]).parameters if key not in {"image_shape", "num_classes"}]
 
 
 def build(name: str, image_shape: tuple[int, int, int], num_classes: int, **arguments: Any) -> nn.Module:
-    """The net `name`, freshly initialized from torch's global generator; `UserError` if the images are too small."""
+    """Return the net `name`, initialized with torch's global random generator.
+
+    Raises `UserError` if the images are too small for the net.
+    """
     return MODELS[name](image_shape=image_shape, num_classes=num_classes, **arguments)

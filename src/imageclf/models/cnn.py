@@ -1,4 +1,4 @@
-"""Plain convolutional net: convolution, ReLU, 2x2 max-pool, as often as `channels` says, then dense layers."""
+"""Plain convolutional net: blocks of convolution, ReLU and 2x2 max-pool, then dense layers."""
 
 import itertools
 
@@ -9,9 +9,9 @@ from imageclf.models.mlp import dense
 
 
 class CNN(nn.Sequential):
-    """One convolution for each of `channels`, then dense layers of the `hidden` widths.
+    """One block of convolution, ReLU and max-pool per entry of `channels`, then dense layers of the `hidden` widths.
 
-    Raises `UserError` where the images are too small for that many convolutions and pools.
+    Raises `UserError` if the images are too small for that many convolutions and pools.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A small convolutional net that never pools: for 32x32 images, though any size from 5x5 fits."""
+"""A small convolutional net without pools, made for 32x32 images; any size from 5x5 works."""
 
 from torch import nn
 
@@ -7,18 +7,18 @@ from imageclf.models.mlp import dense
 
 
 class ConvNet32(nn.Sequential):
-    """Convolutions of 6 and 16 filters, 3x3 without padding, then dense layers of 512 and 64.
+    """Two 3x3 convolutions of 6 and 16 filters without padding, then dense layers of 512 and 64.
 
-    32x32 shrinks to 30x30 and 28x28, which makes 16 * 28 * 28 = 12544 features; other sizes make more or fewer.
-    Raises `UserError` where nothing would be left.
+    A 32x32 image shrinks to 30x30 and 28x28, which gives 16 * 28 * 28 = 12544 features.
+    Raises `UserError` if the images are smaller than 5x5.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, dropout: float) -> None:
         inputs, height, width = image_shape
         if min(height, width) < 5:
             raise UserError(
-                f"model convnet32: two 3x3 convolutions without padding need images of at least 5x5 pixels, "
-                f"these have {height}x{width}; raise pad or image_size in params.yaml"
+                f"model convnet32: the images have {height}x{width} pixels, but two 3x3 convolutions without padding "
+                "need at least 5x5; increase pad or image_size"
             )
         super().__init__(
             nn.Conv2d(inputs, 6, kernel_size=3),

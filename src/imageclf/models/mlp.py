@@ -1,4 +1,4 @@
-"""Fully connected net: it sees pixels in no order, so that permuting them changes nothing for it."""
+"""Fully connected net: the order of the pixels does not matter to it."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def dense(widths: list[int], dropout: float) -> list[nn.Module]:
-    """Linear layers from each width to the next, ReLU and dropout between them, neither after the last."""
+    """Return linear layers from each width to the next, with ReLU and dropout after each but the last."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
@@ -15,7 +15,7 @@ def dense(widths: list[int], dropout: float) -> list[nn.Module]:
 
 
 class MLP(nn.Sequential):
-    """Flatten, then layers of the `hidden` widths; none gives softmax regression."""
+    """Dense layers of the `hidden` widths; an empty list gives softmax regression."""
 
     def __init__(
         self, image_shape: tuple[int, int, int], num_classes: int, *, hidden: list[int], dropout: float
