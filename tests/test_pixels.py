@@ -15,7 +15,7 @@ EVERYTHING: dict[str, Any] = {"grayscale": True, "image_size": 9, "pad": 2, "per
 IMAGES = np.random.default_rng(0).integers(256, size=(50, 3, 7, 5), dtype=np.uint8)
 
 
-def transform(shape: Shape = (3, 7, 5), **changes: Any) -> Transform:
+def new_transform(shape: Shape = (3, 7, 5), **changes: Any) -> Transform:
     return Transform(shape, **{**NOTHING, **changes})
 
 
@@ -23,9 +23,9 @@ def transform(shape: Shape = (3, 7, 5), **changes: Any) -> Transform:
 @pytest.mark.parametrize("changes", [{}, EVERYTHING, *({key: value} for key, value in EVERYTHING.items())])
 def test_the_shape_is_that_of_the_output(shape: Shape, changes: dict[str, Any]) -> None:
     images = np.zeros((4, *shape), np.uint8)
-    made = transform(shape, **changes)
-    assert made(images).shape == (4, *made.shape)
-    assert made(images).dtype == np.uint8
+    transform = new_transform(shape, **changes)
+    assert transform(images).shape == (4, *transform.shape)
+    assert transform(images).dtype == np.uint8
 
 
 # --- gray-scale ---
@@ -40,7 +40,7 @@ def test_gray_is_the_luma_of_itu_r_601_rounded_to_the_nearest_level() -> None:
 
 def test_gray_differs_from_pillows_by_at_most_one_level() -> None:
     theirs = np.stack([np.asarray(Image.fromarray(image.transpose(1, 2, 0)).convert("L")) for image in IMAGES])
-    ours = transform(grayscale=True)(IMAGES)
+    ours = new_transform(grayscale=True)(IMAGES)
     assert ours.shape == (50, 1, 7, 5)
     assert abs(ours[:, 0].astype(int) - theirs).max() <= 1
 
@@ -51,34 +51,34 @@ def test_a_gray_image_stored_as_rgb_keeps_its_level(level: int) -> None:
 
 
 def test_gray_scale_does_not_change_images_of_one_channel() -> None:
-    made = transform((1, 7, 5), grayscale=True)
-    assert not made.grayscale
-    assert np.array_equal(made(IMAGES[:, :1]), IMAGES[:, :1])
+    transform = new_transform((1, 7, 5), grayscale=True)
+    assert not transform.grayscale
+    assert np.array_equal(transform(IMAGES[:, :1]), IMAGES[:, :1])
 
 
 # --- order ---
 
 
 def test_the_order_is_gray_scale_resize_pad_permute() -> None:
-    made = transform(**EVERYTHING)
-    gray = transform(grayscale=True)(IMAGES)
-    resized = transform((1, 7, 5), image_size=9)(gray)
-    padded = transform((1, 9, 9), pad=2)(resized)
-    order = made.permutation
+    transform = new_transform(**EVERYTHING)
+    gray = new_transform(grayscale=True)(IMAGES)
+    resized = new_transform((1, 7, 5), image_size=9)(gray)
+    padded = new_transform((1, 9, 9), pad=2)(resized)
+    order = transform.permutation
     assert order is not None
-    assert np.array_equal(made(IMAGES), padded.reshape(50, 1, 169)[:, :, order].reshape(padded.shape))
+    assert np.array_equal(transform(IMAGES), padded.reshape(50, 1, 169)[:, :, order].reshape(padded.shape))
 
 
 # --- what changes nothing ---
 
 
 def test_a_resize_to_the_same_size_is_none() -> None:
-    assert transform((3, 9, 9), image_size=9).image_size is None
-    assert transform((3, 9, 8), image_size=9).image_size == 9
+    assert new_transform((3, 9, 9), image_size=9).image_size is None
+    assert new_transform((3, 9, 8), image_size=9).image_size == 9
 
 
 def test_without_parameters_nothing_changes() -> None:
-    made = transform()
-    assert made.shape == (3, 7, 5)
-    assert made.permutation is None
-    assert np.array_equal(made(IMAGES), IMAGES)
+    transform = new_transform()
+    assert transform.shape == (3, 7, 5)
+    assert transform.permutation is None
+    assert np.array_equal(transform(IMAGES), IMAGES)
