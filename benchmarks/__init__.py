@@ -1,9 +1,11 @@
-"""Side-by-side measurements, each run as `python -m benchmarks.<name>` from the project's root.
+"""Measurements of speed, memory and accuracy, each run as `python -m benchmarks.<name>` from the project's root.
 
-The library of this very checkout comes first, installed or not.
+They import the library of this working tree, even if another version of it is installed.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+ROOT = Path(__file__).resolve().parents[1]
+
+sys.path.insert(0, str(ROOT / "src"))

@@ -1,10 +1,11 @@
-"""What the pipeline does around the training, in seconds: about ten minutes on 2 cores.
+"""Measure the work around the training: decoding images, and recording to MLflow; about ten minutes on 2 cores.
 
     uv run python -m benchmarks.around
 
-decode: the 60,000 JPEG files of the CIFAR-10 archive to prepared arrays, beside a plain loop of tarfile and Pillow in
-one process; in turn, medians. recorder: the processor time that MLflow's process takes in 100 epochs of fc500, once
-its imports are done, beside the time of those epochs. Writes docs/around.json. Nothing else should run meanwhile.
+decode: seconds from the 60,000 JPEG files of the CIFAR-10 archive to prepared arrays, and those of a plain loop of
+tarfile and Pillow in one process; both in turn, medians. recorder: processor time of the MLflow process in 100 epochs
+of fc500, after its imports, as a share of the time of those epochs. Writes docs/around.json. Run nothing else at the
+same time.
 """
 
 import argparse
@@ -23,17 +24,16 @@ from PIL import Image
 
 from benchmarks import machine, projects
 from imageclf import errors, files, paths, yaml12
-from imageclf.errors import UserError
 from imageclf.raw import IMAGES_TAR
 
 OUT = Path("docs/around.json")
 EPOCHS = 100
-SETTLED = 12
-"""Epochs after which MLflow's imports are done: ten seconds and more."""
+AFTER_IMPORTS = 12
+"""Epochs after which MLflow's imports are finished; they take more than ten seconds."""
 
 
 def plain_loop(tar: Path) -> tuple[float, int]:
-    """Seconds, and images, of what one writes first: every member opened, decoded, made an array, all kept."""
+    """Return seconds and number of images of a simple loop: open, decode and keep every image as an array."""
     start = time.perf_counter()
     images = []
     with tarfile.open(tar) as archive:
@@ -46,14 +46,14 @@ def plain_loop(tar: Path) -> tuple[float, int]:
 
 
 def stage_seconds(project: Path, stage: str) -> float:
-    """Of a stage as DVC starts it, a process of its own."""
+    """Return the seconds of a stage in a new process, as DVC starts it."""
     start = time.perf_counter()
     projects.run(project, "-m", f"stages.{stage}")
     return time.perf_counter() - start
 
 
 def decode(work: Path, data: Path, rounds: int) -> dict[str, Any]:
-    """Preprocess beside the plain loop over the same tar, and with the packing beside the loop over the archive."""
+    """Compare preprocess with the loop over the same tar file, and download and preprocess with it over the archive."""
     archive, project = data / "cifar10-images.tar.xz", work / "cifar-cnn"
     projects.make(project, "cifar-cnn", None, data)
     found: dict[str, list[float]] = {"plain, tar": [], "preprocess": [], "plain, tar.xz": [], "download": []}
@@ -77,7 +77,7 @@ def decode(work: Path, data: Path, rounds: int) -> dict[str, Any]:
 
 
 def recorder(work: Path, data: Path) -> dict[str, Any]:
-    """The recorder's processor seconds from one epoch to another, and between them the clock's."""
+    """Return the MLflow process's processor seconds between two epochs, and the elapsed seconds."""
     project = work / "fc500"
     projects.make(project, "fc500", None, data)
     files.write_json(project / paths.PARAMS, {**yaml12.read(project / paths.PARAMS), "epochs": EPOCHS})
@@ -88,13 +88,13 @@ def recorder(work: Path, data: Path) -> dict[str, Any]:
     ) as stage:
         assert stage.stdout is not None
         for line in stage.stdout:
-            for epoch in (SETTLED, EPOCHS):
+            for epoch in (AFTER_IMPORTS, EPOCHS):
                 if line.startswith(f"epoch {epoch}/{EPOCHS}:"):
                     marks[epoch] = time.perf_counter(), processor_seconds(child(stage.pid))
     assert stage.returncode == 0
-    (start, before), (end, after) = marks[SETTLED], marks[EPOCHS]
+    (start, before), (end, after) = marks[AFTER_IMPORTS], marks[EPOCHS]
     return {
-        "epochs": EPOCHS - SETTLED,
+        "epochs": EPOCHS - AFTER_IMPORTS,
         "training_seconds": end - start,
         "recorder_processor_seconds": after - before,
         "share": (after - before) / (end - start),
@@ -103,28 +103,27 @@ def recorder(work: Path, data: Path) -> dict[str, Any]:
 
 
 def child(parent: int) -> int:
-    """The one process that `parent` has started: the recorder."""
+    """Return the id of the only child process of `parent`, the MLflow process."""
     (pid,) = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return int(pid)
 
 
 def processor_seconds(pid: int) -> float:
-    """What a process has taken of the processor so far."""
+    """Return the processor seconds that a process has used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Seconds around the training: decoding, and MLflow's recorder.")
-    parser.add_argument("--rounds", type=int, default=3, help="of decode (default 3)")
-    parser.add_argument("--data", type=Path, default=projects.DATA, help=f"the archives (default {projects.DATA})")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Measure decoding, and recording to MLflow.")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of decode (default: 3)")
+    projects.add_data_argument(parser)
     arguments = parser.parse_args()
-    if not arguments.data.is_dir():
-        raise UserError(f"{arguments.data} is not here: --data names the folder of mnist/ and cifar10-images.tar.xz")
+    projects.check_data(arguments.data)
     with tempfile.TemporaryDirectory(prefix="around-") as work:
         content = {
-            "machine": machine.describe(("pillow", "mlflow", "torch", "numpy")),
+            "machine": machine.describe_with_commit(("pillow", "mlflow", "torch", "numpy")),
             "decode": decode(Path(work), arguments.data, arguments.rounds),
             "recorder": recorder(Path(work), arguments.data),
         }

@@ -1,160 +1,60 @@
-"""What the training does on a GPU: is it right, how fast is it, when does it reach an accuracy.
+"""Measure training on a GPU: correctness, speed, and the time to reach a test accuracy.
 
-    python -m benchmarks.gpu --prepare <folder>              # once, where the project is installed
-    python -m benchmarks.gpu --data <folder> --out gpu.json  # on the GPU: needs python 3.11, torch and numpy, no more
+    python -m benchmarks.gpu --prepare <folder>              # once, on a machine with the project installed
+    python -m benchmarks.gpu --data <folder> --out gpu.json  # on the GPU: needs Python 3.11, torch, numpy, safetensors
     python -m benchmarks.gpu --data <folder> --device cpu --quick
 
-`<folder>` holds prepared sets, `mnist` and `cifar10`, as `imageclf.splits` reads them. Nets of torchvision are
-skipped by name where it is missing. The exit code is 1 if a check of `correct` fails.
+`--prepare` writes the prepared data sets `mnist` and `cifar10`, as `imageclf.splits` reads them, and `recipes.json`,
+the parameters of the measured recipes. Nets from torchvision are skipped if it is not installed. The exit code is 1
+if a check of the part `correct` fails.
 """
 
 import argparse
+import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# cuBLAS gives the same bits twice only with a workspace of fixed size, and reads this once: 8 of 4 MiB, as much as it
-# takes by default on Hopper. See torch.use_deterministic_algorithms.
+# cuBLAS gives the same bits twice only with a workspace of fixed size, and reads this variable once. Eight buffers of
+# 4 MiB are what it uses by default on Hopper. See torch.use_deterministic_algorithms.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
-from benchmarks import gpu_accuracy, gpu_correct, gpu_speed
+from benchmarks import gpu_accuracy, gpu_correct, gpu_speed, machine
 from benchmarks.gpu_training import Rows, Values
+from benchmarks.output import markdown_table
 from imageclf import errors, files, runtime, splits
+from imageclf.errors import UserError
 
-COMMON: Values = {
-    "width": 1.0,
-    "dropout": 0.0,
-    "kernel_size": 3,
-    "conv_padding": "same",
-    "loss": "cross_entropy",
-    "label_smoothing": 0.0,
-    "momentum": 0.0,
-    "nesterov": False,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "warmup": 0.0,
-    "normalize": "standard",
-    "shift": 0,
-    "flip": False,
-    "cutout": 0,
-    "seed": 0,
-}
-ADAM: Values = {**COMMON, "optimizer": "adam", "lr": 0.001}
-MOMENTUM: Values = {**COMMON, "optimizer": "sgd", "lr": 0.01, "momentum": 0.5}
-TUTORIAL_CNN: Values = {"model": "cnn", "kernel_size": 5, "conv_padding": "valid", "batch_size": 64}
-RECIPES: dict[str, Values] = {
-    "fc500": {
-        **ADAM,
-        "dataset": "mnist",
-        "normalize": "unit",
-        "model": "mlp",
-        "hidden": [500],
-        "batch_size": 100,
-        "epochs": 5,
-    },
-    "mlp5": {
-        **MOMENTUM,
-        "dataset": "mnist",
-        "model": "mlp",
-        "hidden": [512, 256, 128, 64],
-        "batch_size": 64,
-        "epochs": 10,
-    },
-    "cnn6": {
-        **MOMENTUM,
-        **TUTORIAL_CNN,
-        "dataset": "mnist",
-        "channels": [6, 6],
-        "hidden": [50],
-        "loss": "nll",
-        "epochs": 1,
-    },
-    "cifar-cnn": {
-        **ADAM,
-        **TUTORIAL_CNN,
-        "dataset": "cifar10",
-        "normalize": "symmetric",
-        "channels": [6, 16],
-        "hidden": [120, 84],
-        "epochs": 10,
-    },
-    "vgg-cifar10": {
-        **COMMON,
-        "dataset": "cifar10",
-        "model": "vgg11",
-        "label_smoothing": 0.1,
-        "optimizer": "sgd",
-        "lr": 0.1,
-        "momentum": 0.9,
-        "nesterov": True,
-        "weight_decay": 0.0005,
-        "schedule": "one_cycle",
-        "shift": 4,
-        "flip": True,
-        "batch_size": 256,
-        "epochs": 60,
-    },
-    "mnist-cnn": {
-        **ADAM,
-        **TUTORIAL_CNN,
-        "dataset": "mnist",
-        "channels": [32, 64],
-        "hidden": [256],
-        "lr": 0.01,
-        "schedule": "one_cycle",
-        "batch_size": 256,
-        "epochs": 4,
-    },
-    "googlenet": {**ADAM, "dataset": "cifar10", "model": "googlenet", "batch_size": 64, "epochs": 1},
-    "resnet18": {**ADAM, "dataset": "cifar10", "model": "resnet18", "batch_size": 64, "epochs": 1},
-}
-"""What recipes.yaml says of these, as far as training reads it: there is no YAML on the machine. A test compares."""
+RECIPES = "recipes.json"
+MEASURED = list(dict.fromkeys([*(recipe for recipe, _ in gpu_speed.NETS.values()), *gpu_accuracy.TARGETS]))
+"""Names of the recipes that `recipes.json` holds."""
 
 PARTS: dict[str, Callable[[Path, torch.device, dict[str, Values], bool], Rows]] = {
     "correct": gpu_correct.measure,
     "speed": gpu_speed.measure,
     "accuracy": gpu_accuracy.measure,
 }
-"""From the folder of data, the device, the recipes and whether to be quick, to a table."""
+"""Functions that take the data folder, the device, the recipes and `quick`, and return the rows of a table."""
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The command line."""
-
-    parts: list[str]
-    data: Path
-    device: str
-    quick: bool
-    out: Path | None
-
-
-def machine(device: torch.device) -> Values:
-    """What the numbers depend on, beside the code."""
-    cuda = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda if cuda else None,
-        "cudnn": torch.backends.cudnn.version() if cuda else None,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-    }
+def describe(device: torch.device) -> Values:
+    """Return the machine and the versions that the numbers depend on."""
+    described = {**machine.describe(("torch", "numpy", "torchvision")), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        described["gpu"] = torch.cuda.get_device_name(device)
+        described |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return described
 
 
 def table(rows: Iterable[Values]) -> str:
-    """Rows as aligned text; a row need not have every column."""
+    """Return rows as a table; a row may lack some columns."""
     rows = list(rows)
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+    return markdown_table([columns, *([_cell(row.get(column)) for column in columns] for row in rows)])
 
 
 def _cell(value: object) -> str:
@@ -165,43 +65,50 @@ def _cell(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def run(asked: _Asked) -> bool:
-    """Measure, print each part as it ends, write the JSON; whether every check held."""
-    device = runtime.choose_device(asked.device)
+def read_recipes(folder: Path) -> dict[str, Values]:
+    """Return the parameters of each recipe in the prepared folder; raises `UserError` if they are missing."""
+    path = folder / RECIPES
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run `python -m benchmarks.gpu --prepare {folder}` to write it")
+    return json.loads(path.read_text())
+
+
+def run(parts: list[str], folder: Path, device: torch.device, quick: bool, out: Path | None) -> bool:
+    """Measure, print each part when it ends, and write the JSON file; return True if every check passed."""
     runtime.set_threads("auto")
-    found: dict[str, Any] = {"machine": machine(device), "quick": asked.quick, "recipes": RECIPES}
-    found["data"] = {name: splits.read(asked.data / name).sha256 for name in ("mnist", "cifar10")}
-    print(table([found["machine"]]))
-    for part in asked.parts:
-        found[part] = PARTS[part](asked.data, device, RECIPES, asked.quick)
+    recipes = read_recipes(folder)
+    found: dict[str, Any] = {"machine": describe(device), "quick": quick, "recipes": recipes}
+    found["data"] = {name: splits.read(folder / name).sha256 for name in ("mnist", "cifar10")}
+    print(", ".join(f"{key}: {value}" for key, value in found["machine"].items()))
+    for part in parts:
+        found[part] = PARTS[part](folder, device, recipes, quick)
         print(f"\n{part}\n{table(found[part])}", flush=True)
-        if asked.out is not None:  # after each part: what is done is kept if the next is cut short
-            files.write_json(asked.out, found)
+        if out is not None:  # after each part, so that an interrupted run keeps the parts that are finished
+            files.write_json(out, found)
     return all(row.get("ok", True) for row in found.get("correct", []))
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--data", type=Path, help="folder of the prepared sets mnist and cifar10")
-    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="make these sets in FOLDER, and no more")
-    parser.add_argument("--archives", type=Path, default=Path("../shared/datasets"), help="from these (%(default)s)")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"one or more of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder that --prepare has written")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write data and recipes into FOLDER, then stop")
+    parser.add_argument("--archives", type=Path, default=Path("../shared/datasets"), help="default: %(default)s")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="default: %(default)s")
-    parser.add_argument(
-        "--quick", action="store_true", help="a few steps of everything: it runs, its numbers say little"
-    )
-    parser.add_argument("--out", type=Path, help="write the numbers here, as JSON")
+    parser.add_argument("--quick", action="store_true", help="a few steps of each part, to see that it runs")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     given = parser.parse_args()
     if unknown := [part for part in given.parts if part not in PARTS]:
-        parser.error(f"{unknown[0]!r} is none of {', '.join(PARTS)}")
+        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     if given.prepare is not None:
-        from benchmarks import gpu_data  # needs what decodes images
+        from benchmarks import gpu_data  # needs packages that read YAML and decode images
 
-        gpu_data.make(given.archives, given.prepare)
+        gpu_data.write_recipes(MEASURED, given.prepare / RECIPES)
+        gpu_data.write_data(given.archives, given.prepare)
     elif given.data is None:
-        parser.error("name the prepared data with --data, or make it with --prepare")
-    elif not run(_Asked(given.parts or list(PARTS), given.data, given.device, given.quick, given.out)):
+        parser.error("no data: give --data FOLDER, or write it with --prepare FOLDER")
+    elif not run(given.parts or list(PARTS), given.data, runtime.choose_device(given.device), given.quick, given.out):
         sys.exit("error: a check of `correct` failed")
 
 

@@ -1,4 +1,4 @@
-"""Is training on the device right: against float32 on the CPU, against itself, and without waiting for it."""
+"""Correctness of training on a device: equal to float32 on the CPU, repeatable, and without waiting for the device."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,81 +9,68 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu_training import (
-    PRECISIONS,
-    QUICK,
-    Precision,
-    Rows,
-    Task,
-    Values,
-    first,
-    new_net,
-    read,
-    train,
-    why_skipped,
-)
+from benchmarks import gpu_training
+from benchmarks.gpu_training import Job, Precision, Rows, Values
 from imageclf.fit import Position
 from imageclf.runtime import choose_device
 
 STEPS, QUICK_STEPS = 20, 5
 
 Trained = tuple[list[float], list[Tensor]]
-"""The loss of each step, and the weights after the last, on the CPU."""
+"""The loss of each step, and the weights after the last step, on the CPU."""
 
 BOUNDS: dict[Precision, dict[int, float]] = {
     "float32": {1: 1e-5, 5: 2e-3, 20: 0.1},
     "tf32": {1: 1e-3, 5: 1e-2, 20: 0.2},
     "bfloat16": {1: 1e-2, 5: 5e-2, 20: 0.3},
 }
-"""How far the loss of step 1, 5 and 20 may be from float32 on the CPU, as a share of it.
+"""Largest relative difference from float32 on the CPU that is allowed for the loss of steps 1, 5 and 20.
 
-The first is a forward pass, where only rounding differs. Then training drives apart what rounding began: a max-pool
-sends the gradient of a tie, of which blank paper has many, to another pixel. So the bounds are two to fifty times
-what was seen on the CPU, at the worst over all recipes but torchvision's, some with smaller batches and VGG also
-narrower: float32 by other convolutions (without oneDNN) 2e-7, 1e-4, 0.05; bfloat16 7e-4, 6e-3, 0.09. TF32 has eight
-times the resolution of bfloat16.
+Step 1 is one forward pass, so only rounding differs. Training then amplifies the differences: if several pixels of a
+max-pool window are equal, as in the blank parts of MNIST, rounding decides which one receives the gradient. The
+bounds are two to fifty times the largest differences measured on a CPU, over all recipes except torchvision's, some
+with smaller batches and VGG also narrower: float32 with other convolutions (without oneDNN) 2e-7, 1e-4, 0.05;
+bfloat16 7e-4, 6e-3, 0.09. TF32 has eight times the resolution of bfloat16.
 """
 
 
 def measure(folder: Path, device: torch.device, recipes: dict[str, Values], quick: bool) -> Rows:
-    """A row for each check of each recipe; `ok` says whether it held."""
-    return [row for name, recipe in recipes.items() for row in _check(folder, device, name, recipe, quick)]
+    """Return a row for each check of each recipe; `ok` is True if it passed."""
+    return [row for name, parameters in recipes.items() for row in _check(folder, device, name, parameters, quick)]
 
 
-def _check(folder: Path, device: torch.device, name: str, recipe: Values, quick: bool) -> Iterator[Values]:
-    if reason := why_skipped(recipe["model"]):
+def _check(folder: Path, device: torch.device, name: str, parameters: Values, quick: bool) -> Iterator[Values]:
+    if reason := gpu_training.why_skipped(parameters["model"]):
         yield {"recipe": name, "skipped": reason}
         return
     if quick:
-        recipe = {**recipe, **QUICK}
-    steps = partial(_steps, folder, recipe, QUICK_STEPS if quick else STEPS)
+        parameters = {**parameters, **gpu_training.SMALL}
+    steps = partial(_steps, folder, parameters, QUICK_STEPS if quick else STEPS)
     expected, _ = steps(choose_device("cpu"), "float32")
-    for precision in PRECISIONS:
+    for precision in gpu_training.PRECISIONS:
         losses, _ = steps(device, precision)
-        yield from _against(name, precision, losses, expected)
+        yield from _compare(name, precision, losses, expected)
+    same = _same_bits_twice(steps, device)
+    yield {"recipe": name, "check": "bfloat16, default mode: same bits twice", "same": same}
+    with _deterministic() as caught:
+        same = _same_bits_twice(steps, device)
+    texts = [str(warning.message) for warning in caught]
     yield {
         "recipe": name,
-        "check": "bfloat16, as it comes: twice the same bits",
-        "same": _twice_the_same(steps, device),
-    }
-    with _deterministic() as told:
-        same = _twice_the_same(steps, device)
-    yield {
-        "recipe": name,
-        "check": "bfloat16, deterministic: twice the same bits",
+        "check": "bfloat16, deterministic mode: same bits twice",
         "same": same,
         "ok": same,
-        "undetermined": sorted({text.split()[0] for text in map(_text, told) if "deterministic" in text}),
+        "not_deterministic": sorted({text.split()[0] for text in texts if "deterministic" in text}),
     }
 
 
-def _against(name: str, precision: Precision, losses: list[float], expected: list[float]) -> Iterator[Values]:
+def _compare(name: str, precision: Precision, losses: list[float], expected: list[float]) -> Iterator[Values]:
     for step, bound in BOUNDS[precision].items():
         if step <= len(losses):
             difference = abs(losses[step - 1] / expected[step - 1] - 1)
             yield {
                 "recipe": name,
-                "check": f"{precision}: loss of step {step} as on the CPU",
+                "check": f"{precision}: loss of step {step} equals the CPU's",
                 "loss": losses[step - 1],
                 "difference": difference,
                 "bound": bound,
@@ -91,24 +78,21 @@ def _against(name: str, precision: Precision, losses: list[float], expected: lis
             }
 
 
-def _text(warning: warnings.WarningMessage) -> str:
-    return str(warning.message)
-
-
-def _twice_the_same(steps: Callable[[torch.device, Precision], Trained], device: torch.device) -> bool:
+def _same_bits_twice(steps: Callable[[torch.device, Precision], Trained], device: torch.device) -> bool:
     losses, weights = steps(device, "bfloat16")
-    again, weights_again = steps(device, "bfloat16")
-    return losses == again and all(map(torch.equal, weights, weights_again))
+    losses_again, weights_again = steps(device, "bfloat16")
+    return losses == losses_again and all(map(torch.equal, weights, weights_again))
 
 
-def _steps(folder: Path, recipe: Values, steps: int, device: torch.device, precision: Precision) -> Trained:
-    """The first `steps` steps of a recipe.
+def _steps(folder: Path, parameters: Values, steps: int, device: torch.device, precision: Precision) -> Trained:
+    """Train the first `steps` steps of a recipe.
 
-    On a GPU it raises `RuntimeError` where anything between the first step and the last waits for the device.
+    On a GPU, raises `RuntimeError` if the program waits for the device between the first step and the last.
     """
-    data = read(folder, recipe)
-    task = Task(recipe, data, first(data["train"], steps * recipe["batch_size"]), device, precision)
-    net = new_net(task)
+    data = gpu_training.read(folder, parameters)
+    images = gpu_training.first(data["train"], steps * parameters["batch_size"])
+    job = Job(parameters, data, images, device, precision)
+    net = gpu_training.new_net(job)
     losses = torch.zeros(0)
 
     def on_step(at: Position) -> None:
@@ -119,7 +103,7 @@ def _steps(folder: Path, recipe: Values, steps: int, device: torch.device, preci
             torch.cuda.set_sync_debug_mode("error" if at.step < steps else "default")
 
     try:
-        next(train(net, task, on_step))
+        next(gpu_training.train(net, job, on_step))
     finally:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
@@ -132,14 +116,14 @@ def _state(net: nn.Module) -> list[Tensor]:
 
 @contextmanager
 def _deterministic() -> Iterator[list[warnings.WarningMessage]]:
-    """Torch's deterministic mode; gives its warnings, one for each operation that has no deterministic form.
+    """Turn on torch's deterministic mode; yield its warnings, one for each operation without a deterministic version.
 
-    It warns and does not raise: whether the bits are the same is looked at, for all operations.
+    It warns instead of raising an error, because the caller compares the bits that all operations give.
     """
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield told
+            yield caught
     finally:
         torch.use_deterministic_algorithms(mode=False)

@@ -1,45 +1,52 @@
-"""MNIST and CIFAR-10 prepared for the GPU benchmark, by the project's own preprocessing, where it is installed."""
+"""Data and recipes for the GPU benchmark, written on a machine with the project installed."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from imageclf import cores, files, folder, pack
+from benchmarks import ROOT
+from imageclf import cores, files, folder, pack, recipes
 from imageclf.datasets import DATASETS
 from imageclf.prepare import prepare
 from imageclf.raw import RawData
 
+PREPARATION: dict[str, Any] = {
+    "classes": None,
+    "val_fraction": 0.0,
+    "split_seed": 0,
+    "grayscale": False,
+    "image_size": None,
+    "pad": 0,
+    "one_hot": False,
+}
+"""Parameters of the preparation, equal in all measured recipes."""
 
-def make(archives: Path, out: Path) -> None:
-    """Write `out`/mnist and `out`/cifar10 from `archives`; raises `UserError` where these are missing or damaged.
 
-    All training images, targets as indices: what every recipe of the benchmark asks for. How a recipe normalizes
-    is decided in training, from the mean and the deviation that are measured here in any case.
+def write_recipes(names: Iterable[str], path: Path) -> None:
+    """Write the parameters of the named recipes as JSON: the GPU machine has no package that reads YAML."""
+    book = recipes.read(ROOT / recipes.RECIPES)
+    files.write_json(path, {name: book[name] for name in names})
+
+
+def write_data(archives: Path, out: Path) -> None:
+    """Write `out`/mnist and `out`/cifar10 from `archives`; raises `UserError` if these are missing or damaged.
+
+    The recipes differ in `normalize`, which training applies: the mean and the standard deviation are always stored.
     """
     source = DATASETS["mnist"]
     for name, archive in source.files.items():
         files.verify(archives / "mnist" / name, archive.sha256, made_by="download")
-    _write(source.read(archives / "mnist"), "mnist", out / "mnist")
+    write_set(source.read(archives / "mnist"), "mnist", out / "mnist")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         packed = Path(scratch) / "raw"
         pack.pack(archives / "cifar10-images.tar.xz", packed, progress=True)
         raw = folder.read(packed, image_size=None, workers=cores.allowed_cores(), progress=True)
-        _write(raw, "folder", out / "cifar10")
+        write_set(raw, "folder", out / "cifar10")
 
 
-def _write(raw: RawData, dataset: str, out: Path) -> None:
-    manifest = prepare(
-        raw,
-        out,
-        dataset=dataset,
-        classes=None,
-        val_fraction=0.0,
-        split_seed=0,
-        grayscale=False,
-        image_size=None,
-        pad=0,
-        normalize="standard",
-        permute_seed=None,
-        one_hot=False,
-    )
+def write_set(raw: RawData, dataset: str, out: Path) -> None:
+    """Write one prepared data set and print its sizes."""
+    manifest = prepare(raw, out, dataset=dataset, normalize="standard", permute_seed=None, **PREPARATION)
     print(f"{out}: {manifest['counts']} images of {'x'.join(map(str, manifest['image_shape']))}")

@@ -1,6 +1,6 @@
-"""The training loops that ours is measured against: a tutorial's, and a well-written one.
+"""Two training loops to compare with: a tutorial's, and an optimized one.
 
-Each is a generator of epochs, like ours, and leaves the device idle after each.
+Each is a generator that trains one epoch per `next` and leaves the device idle after it, as `gpu_training.train` does.
 """
 
 from collections.abc import Iterator
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.gpu_training import Task, mixed, new_augmentation, new_optimizer, synchronize
+from benchmarks.gpu_training import Job, new_augmentation, new_optimizer, set_precision, synchronize
 from imageclf.batches import Normalize
 from imageclf.cores import allowed_cores
 from imageclf.losses import LOSSES, smooth
 from imageclf.splits import Split
 
 TUTORIAL_WORKERS = 2
-PLAIN_WORKERS = min(4, allowed_cores())
-"""Processes that load: 2 is the usual tutorial's."""
+OPTIMIZED_WORKERS = min(4, allowed_cores())
+"""Loader processes: tutorials usually have 2."""
 
 
 class _PerImage(Dataset[tuple[Tensor, int]]):
-    """One image at a time, as torchvision's ToTensor, RandomCrop, RandomHorizontalFlip and Normalize make it."""
+    """One image per item, made as torchvision's ToTensor, RandomCrop, RandomHorizontalFlip and Normalize do."""
 
-    def __init__(self, task: Task) -> None:
-        self._split, self._shift, self._flip = task.images, task.recipe["shift"], task.recipe["flip"]
-        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in task.data.normalization)
+    def __init__(self, job: Job) -> None:
+        self._split, self._shift, self._flip = job.images, job.parameters["shift"], job.parameters["flip"]
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in job.data.normalization)
 
     def __len__(self) -> int:
         return len(self._split)
@@ -45,7 +45,7 @@ class _PerImage(Dataset[tuple[Tensor, int]]):
 
 
 class _PerBatch(Dataset[Any]):
-    """Pixels as they are, a whole batch in one gather: the loader calls `__getitems__` where there is one."""
+    """Unchanged pixels, a whole batch per call: the loader prefers `__getitems__` if a data set has it."""
 
     def __init__(self, split: Split) -> None:
         self._images, self._targets = torch.from_numpy(split.images), torch.from_numpy(split.targets)
@@ -58,16 +58,16 @@ class _PerBatch(Dataset[Any]):
         return self._images[chosen], self._targets[chosen]
 
 
-def _as_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def tutorial(net: nn.Module, task: Task) -> Iterator[None]:
-    """Per-image transforms in a DataLoader, zero_grad, backward, step, and `loss.item()` after every step."""
-    recipe, device = task.recipe, task.device
-    mixed(task.precision, device)
-    loss, optimizer = LOSSES[recipe["loss"]], new_optimizer(recipe, net)
-    loader = DataLoader(_PerImage(task), recipe["batch_size"], shuffle=True, num_workers=TUTORIAL_WORKERS)
+def tutorial(net: nn.Module, job: Job) -> Iterator[None]:
+    """Train with per-image transforms in a DataLoader, and read `loss.item()` after every step."""
+    parameters, device = job.parameters, job.device
+    set_precision(job.precision, device)
+    loss, optimizer = LOSSES[parameters["loss"]], new_optimizer(parameters, net)
+    loader = DataLoader(_PerImage(job), parameters["batch_size"], shuffle=True, num_workers=TUTORIAL_WORKERS)
     net.train()
     while True:
         total = 0.0
@@ -75,29 +75,33 @@ def tutorial(net: nn.Module, task: Task) -> Iterator[None]:
             on_device, labels = images.to(device), targets.to(device)
             optimizer.zero_grad()
             logits = net(on_device)
-            batch_loss = loss(logits, smooth(labels, logits, recipe["label_smoothing"]))
+            batch_loss = loss(logits, smooth(labels, logits, parameters["label_smoothing"]))
             batch_loss.backward()
             optimizer.step()
             total += batch_loss.item()
         yield
 
 
-def plain(net: nn.Module, task: Task) -> Iterator[None]:
-    """A pinned loader of whole batches with lasting workers, asynchronous copies, and pixels augmented on the device.
+def optimized(net: nn.Module, job: Job) -> Iterator[None]:
+    """Train with persistent workers, whole batches in pinned memory, asynchronous copies, augmentation on the device.
 
-    Augmentation and normalization are ours: the loops differ in how batches reach the device, and in what a step does.
+    Augmentation and normalization are imageclf's: only the way of the batches to the device and the step differ.
     """
-    recipe, device = task.recipe, task.device
-    autocast, loss, optimizer = mixed(task.precision, device), LOSSES[recipe["loss"]], new_optimizer(recipe, net)
-    normalize, augmentation = Normalize(task.data.normalization).to(device), new_augmentation(task)
+    parameters, device = job.parameters, job.device
+    autocast, loss, optimizer = (
+        set_precision(job.precision, device),
+        LOSSES[parameters["loss"]],
+        new_optimizer(parameters, net),
+    )
+    normalize, augmentation = Normalize(job.data.normalization).to(device), new_augmentation(job)
     loader = DataLoader(
-        _PerBatch(task.images),
-        recipe["batch_size"],
+        _PerBatch(job.images),
+        parameters["batch_size"],
         shuffle=True,
-        num_workers=PLAIN_WORKERS,
+        num_workers=OPTIMIZED_WORKERS,
         persistent_workers=True,
         pin_memory=device.type == "cuda",
-        collate_fn=_as_is,
+        collate_fn=_unchanged,
     )
     net.train()
     while True:
@@ -110,7 +114,7 @@ def plain(net: nn.Module, task: Task) -> Iterator[None]:
             optimizer.zero_grad()
             with autocast:
                 logits = net(normalize(images))
-                batch_loss = loss(logits, smooth(targets, logits, recipe["label_smoothing"]))
+                batch_loss = loss(logits, smooth(targets, logits, parameters["label_smoothing"]))
             batch_loss.backward()
             optimizer.step()
             total += batch_loss.detach()

@@ -1,4 +1,4 @@
-"""How fast a training step is: images a second of our loop and of two others, in turn, and what the chip could do."""
+"""Speed of training: images per second of three loops, measured in turn, compared with a large matrix product."""
 
 import gc
 import statistics
@@ -11,27 +11,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import gpu_loops
-from benchmarks.gpu_training import (
-    PRECISIONS,
-    Precision,
-    Rows,
-    Task,
-    Values,
-    first,
-    mixed,
-    new_net,
-    read,
-    synchronize,
-    train,
-    why_skipped,
-)
-from benchmarks.gpu_training import (
-    QUICK as SMALL,
-)
+from benchmarks import gpu_loops, gpu_training
+from benchmarks.gpu_training import PRECISIONS, Job, Precision, Rows, Values, synchronize, train
 
 ENDLESS = 10_000
-"""Epochs that nobody waits for: the learning rate stays where its schedule starts."""
+"""A number of epochs that is never reached: the learning rate stays at the start of its schedule."""
 
 NETS: dict[str, tuple[str, Values]] = {
     "fc500": ("fc500", {}),
@@ -43,21 +27,21 @@ NETS: dict[str, tuple[str, Values]] = {
     "googlenet": ("googlenet", {}),
     "resnet18": ("resnet18", {}),
 }
-"""What is measured, as a recipe and what differs from it."""
+"""Measured nets: a recipe, and the parameters that differ from it."""
 
-Loop = Callable[[nn.Module, Task], Iterator[object]]
+Loop = Callable[[nn.Module, Job], Iterator[object]]
 
 LOOPS: dict[str, tuple[Loop, Precision]] = {
-    "ours": (train, "bfloat16"),
-    "plain": (gpu_loops.plain, "bfloat16"),
-    "ours in tf32": (train, "tf32"),
+    "imageclf": (train, "bfloat16"),
+    "optimized": (gpu_loops.optimized, "bfloat16"),
+    "imageclf in tf32": (train, "tf32"),
     "tutorial": (gpu_loops.tutorial, "float32"),
 }
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: images of an epoch, seconds a round at least, rounds, side of the square product."""
+    """Amount of measurement: images per epoch, least seconds per round, rounds, side of the square matrices."""
 
     images: int
     seconds: float
@@ -75,30 +59,30 @@ class _Round:
 
 
 def measure(folder: Path, device: torch.device, recipes: dict[str, Values], quick: bool) -> Rows:
-    """A row for each product, and for each net and loop: medians over the rounds, the lowest and the highest.
+    """Return a row for each matrix product, and for each net and loop: median, lowest and highest of the rounds.
 
-    `ours_is_faster` is how many times as fast as this loop ours is, in bfloat16.
+    `imageclf_speedup` is the speed of imageclf's loop in bfloat16 divided by the speed of the row's loop.
     """
     size = QUICK if quick else FULL
     teraflops: dict[Precision, float] = {precision: _product(precision, size, device) for precision in PRECISIONS}
     rows: Rows = [
-        {"net": f"product of {size.product}", "precision": precision, "teraflops": rate}
+        {"net": f"{size.product}x{size.product} matrix product", "precision": precision, "teraflops": rate}
         for precision, rate in teraflops.items()
     ]
     for name, (recipe, changes) in NETS.items():
-        settings = {**recipes[recipe], **changes, "epochs": ENDLESS, **(SMALL if quick else {})}
-        if reason := why_skipped(settings["model"]):
+        parameters = {**recipes[recipe], **changes, "epochs": ENDLESS, **(gpu_training.SMALL if quick else {})}
+        if reason := gpu_training.why_skipped(parameters["model"]):
             rows.append({"net": name, "skipped": reason})
             continue
-        data = read(folder, settings)
-        task = Task(settings, data, first(data["train"], size.images), device, "float32")
-        rows += _compare(name, task, size, teraflops)
+        data = gpu_training.read(folder, parameters)
+        images = gpu_training.first(data["train"], size.images)
+        rows += _compare(name, Job(parameters, data, images, device, "float32"), size, teraflops)
     return rows
 
 
 def _product(precision: Precision, size: Size, device: torch.device) -> float:
-    """10^12 operations a second of a square matrix product."""
-    mixed(precision, device)
+    """Return the speed of a square matrix product, in 10^12 operations per second."""
+    gpu_training.set_precision(precision, device)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     left, right = torch.randn(2, size.product, size.product, device=device, dtype=dtype)
     rates: list[float] = []
@@ -112,19 +96,19 @@ def _product(precision: Precision, size: Size, device: torch.device) -> float:
     return statistics.median(rates[1:]) / 1e12
 
 
-def _compare(name: str, task: Task, size: Size, teraflops: dict[Precision, float]) -> Rows:
-    """The loops in turn, round by round, so that whatever else the machine does hits all of them."""
-    tasks = {loop: replace(task, precision=precision) for loop, (_, precision) in LOOPS.items()}
+def _compare(name: str, job: Job, size: Size, teraflops: dict[Precision, float]) -> Rows:
+    """Measure all loops in every round, so that other load on the machine affects all of them."""
+    jobs = {loop: replace(job, precision=precision) for loop, (_, precision) in LOOPS.items()}
     rounds: dict[str, list[_Round]] = {loop: [] for loop in LOOPS}
     for _ in range(size.rounds):
         for loop, (start_loop, _precision) in LOOPS.items():
-            rounds[loop].append(_round(start_loop, tasks[loop], size.seconds))
-    operations = _operations(task)
-    rows = [_row(name, loop, tasks[loop].precision, found) for loop, found in rounds.items()]
+            rounds[loop].append(_round(start_loop, jobs[loop], size.seconds))
+    operations = _operations(job)
+    rows = [_row(name, loop, jobs[loop].precision, found) for loop, found in rounds.items()]
     for row in rows:
         rate = row["images_per_second"]
-        row["ours_is_faster"] = rows[0]["images_per_second"] / rate
-        row["share_of_product"] = rate * operations / 1e12 / teraflops[row["precision"]]
+        row["imageclf_speedup"] = rows[0]["images_per_second"] / rate
+        row["share_of_matrix_product"] = rate * operations / 1e12 / teraflops[row["precision"]]
     return rows
 
 
@@ -143,13 +127,13 @@ def _row(name: str, loop: str, precision: Precision, found: list[_Round]) -> Val
     }
 
 
-def _round(start_loop: Loop, task: Task, seconds: float) -> _Round:
-    """One epoch to warm up, then whole epochs until `seconds` are over."""
+def _round(start_loop: Loop, job: Job, seconds: float) -> _Round:
+    """Train one epoch to warm up, then whole epochs for at least `seconds`."""
     gc.collect()
-    device = task.device
+    device = job.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    running = start_loop(new_net(task), task)
+    running = start_loop(gpu_training.new_net(job), job)
     next(running)
     synchronize(device)
     start, epochs = time.perf_counter(), 0
@@ -157,14 +141,14 @@ def _round(start_loop: Loop, task: Task, seconds: float) -> _Round:
         next(running)
         epochs += 1
     synchronize(device)
-    rate = epochs * len(task.images) / (time.perf_counter() - start)
+    rate = epochs * len(job.images) / (time.perf_counter() - start)
     return _Round(rate, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None)
 
 
-def _operations(task: Task) -> int:
-    """Floating-point operations of products and convolutions for one image, forward and backward, as torch counts."""
-    net = new_net(replace(task, device=torch.device("cpu")))
-    images = torch.zeros(2, *task.data.image_shape)
+def _operations(job: Job) -> int:
+    """Return torch's count of floating-point operations per image, forward and backward: products and convolutions."""
+    net = gpu_training.new_net(replace(job, device=torch.device("cpu")))
+    images = torch.zeros(2, *job.data.image_shape)
     with FlopCounterMode(display=False) as counter:
         net(images).sum().backward()
     return counter.get_total_flops() // 2

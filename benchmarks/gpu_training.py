@@ -1,4 +1,4 @@
-"""What the three parts share: a recipe's net and its training, built as `stages.train` builds them."""
+"""Net and training of a recipe, built as `stages.train` builds them; shared by the parts of the GPU benchmark."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,19 +22,19 @@ Values = dict[str, Any]
 Rows = list[Values]
 Precision = Literal["float32", "tf32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
-"""Products of float32 in float32; in TF32, of 10 bits of mantissa; mixed precision with bfloat16, of 7."""
+"""Float32 products with full precision; with TF32 (10 bits of mantissa); mixed precision with bfloat16 (7 bits)."""
 
-QUICK: Values = {"batch_size": 4, "width": 0.125}
-"""What differs in a quick run: bfloat16 without instructions for it is computed 40 times as slowly."""
+SMALL: Values = {"batch_size": 4, "width": 0.125}
+"""Changes of a quick run: without processor instructions for bfloat16, a CPU computes it 40 times as slowly."""
 
-OF_TORCHVISION = ("googlenet", "resnet")
+FROM_TORCHVISION = ("googlenet", "resnet")
 
 
 @dataclass(frozen=True)
-class Task:
-    """One training: a recipe, its data and the images of it to train on, where, and how products are computed."""
+class Job:
+    """One training: parameters of a recipe, its data, the images to train on, the device and the precision."""
 
-    recipe: Values
+    parameters: Values
     data: Prepared
     images: Split
     device: torch.device
@@ -42,73 +42,76 @@ class Task:
 
 
 def why_skipped(model: str) -> str | None:
-    """Why a net cannot be built here; None if it can."""
-    if model.startswith(OF_TORCHVISION) and find_spec("torchvision") is None:
+    """Return the reason why a net cannot be built here, None if it can."""
+    if model.startswith(FROM_TORCHVISION) and find_spec("torchvision") is None:
         return "torchvision is not installed"
     return None
 
 
-def mixed(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """The context of a forward pass; sets how products of float32 are computed on a GPU from here on.
+def set_precision(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Set how a GPU computes float32 products from now on; return the context of a forward pass.
 
-    By the older switches: torch.compile reads these and fails on a mixture (pytorch issue 166387).
+    This uses torch's older settings: torch.compile reads these, and fails on a mixture with the newer ones (pytorch
+    issue 166387).
     """
     torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "float32"
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def read(folder: Path, recipe: Values) -> Prepared:
-    """The data of a recipe, to be normalized as the recipe says."""
-    data = splits.read(folder / recipe["dataset"])
-    return Prepared(data.folder, {**data.manifest, "normalize": recipe["normalize"]})
+def read(folder: Path, parameters: Values) -> Prepared:
+    """Return the data of a recipe, to be normalized as the recipe says."""
+    data = splits.read(folder / parameters["dataset"])
+    return Prepared(data.folder, {**data.manifest, "normalize": parameters["normalize"]})
 
 
 def first(split: Split, count: int) -> Split:
-    """The first `count` images."""
+    """Return the first `count` images."""
     return Split(split.images[:count], split.targets[:count])
 
 
-def new_net(task: Task) -> nn.Module:
-    """The recipe's net, the same for the same seed on every device."""
-    recipe, data, device = task.recipe, task.data, task.device
-    torch.manual_seed(derive(recipe["seed"], 0))
-    arguments = {key: recipe[key] for key in models.parameter_names(recipe["model"])}
-    return runtime.place(models.build(recipe["model"], data.image_shape, len(data.classes), **arguments), device)
+def new_net(job: Job) -> nn.Module:
+    """Return the net, with the same initial weights for the same seed on every device."""
+    parameters, data, device = job.parameters, job.data, job.device
+    torch.manual_seed(derive(parameters["seed"], 0))
+    arguments = {key: parameters[key] for key in models.parameter_names(parameters["model"])}
+    return runtime.place(models.build(parameters["model"], data.image_shape, len(data.classes), **arguments), device)
 
 
-def new_optimizer(recipe: Values, net: nn.Module) -> optim.Optimizer:
-    """The recipe's optimizer."""
+def new_optimizer(parameters: Values, net: nn.Module) -> optim.Optimizer:
+    """Return the recipe's optimizer for `net`."""
     keys = ("lr", "momentum", "nesterov", "weight_decay")
-    return optim.OPTIMIZERS[recipe["optimizer"]](net, optim.OptimizerOptions(**{key: recipe[key] for key in keys}))
+    return optim.OPTIMIZERS[parameters["optimizer"]](
+        net, optim.OptimizerOptions(**{key: parameters[key] for key in keys})
+    )
 
 
-def new_augmentation(task: Task) -> Augmentation:
-    """The recipe's augmentation; false if it has none."""
-    knobs = {key: task.recipe[key] for key in ("shift", "flip", "cutout")}
-    return Augmentation(**knobs, fill=task.data.mean_level)
+def new_augmentation(job: Job) -> Augmentation:
+    """Return the recipe's augmentation, which is false if it changes nothing."""
+    amounts = {key: job.parameters[key] for key in ("shift", "flip", "cutout")}
+    return Augmentation(**amounts, fill=job.data.mean_level)
 
 
-def train(net: nn.Module, task: Task, on_step: OnStep | None = None) -> Iterator[Epoch]:
-    """Our training of `net`, the images on the device; an epoch is trained when it is asked for."""
-    recipe, device = task.recipe, task.device
-    normalize, augmentation = Normalize(task.data.normalization), new_augmentation(task)
+def train(net: nn.Module, job: Job, on_step: OnStep | None = None) -> Iterator[Epoch]:
+    """Train `net` as the train stage does; each `next` trains one epoch."""
+    parameters, device = job.parameters, job.device
+    normalize, augmentation = Normalize(job.data.normalization), new_augmentation(job)
     return fit(
         net,
-        new_optimizer(recipe, net),
-        optim.with_warmup(optim.SCHEDULES[recipe["schedule"]], recipe["warmup"]),
-        LOSSES[recipe["loss"]],
-        train=Batches(task.images, normalize, recipe["batch_size"], device, augmentation=augmentation),
+        new_optimizer(parameters, net),
+        optim.with_warmup(optim.SCHEDULES[parameters["schedule"]], parameters["warmup"]),
+        LOSSES[parameters["loss"]],
+        train=Batches(job.images, normalize, parameters["batch_size"], device, augmentation=augmentation),
         val=None,
-        epochs=recipe["epochs"],
-        seed=recipe["seed"],
-        label_smoothing=recipe["label_smoothing"],
-        autocast=mixed(task.precision, device),
+        epochs=parameters["epochs"],
+        seed=parameters["seed"],
+        label_smoothing=parameters["label_smoothing"],
+        autocast=set_precision(job.precision, device),
         on_step=on_step,
     )
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked for."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

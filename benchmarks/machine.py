@@ -1,4 +1,4 @@
-"""What a benchmark was measured on and with."""
+"""A description of the machine and the software that a benchmark ran on."""
 
 import importlib.metadata
 import importlib.util
@@ -9,16 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.projects import ROOT
+from benchmarks import ROOT
 from imageclf import cores
 
 
 def describe(packages: Iterable[str]) -> dict[str, Any]:
-    """The commit, the processor, the cores that may be used, and the versions of those packages that are there."""
-    changes = _git("status", "--porcelain", "src", "stages", "benchmarks", "recipes.yaml", "params.yaml")
+    """Return the processor, the number of cores that may be used, and the versions of the installed `packages`."""
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_since": bool(changes),
         "processor": processor(),
         "cores": cores.allowed_cores(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
@@ -27,10 +24,16 @@ def describe(packages: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def describe_with_commit(packages: Iterable[str]) -> dict[str, Any]:
+    """Return the commit of the code, and the same as `describe`; needs Git."""
+    changes = _git("status", "--porcelain", "src", "stages", "benchmarks", "recipes.yaml", "params.yaml")
+    return {"commit": _git("rev-parse", "HEAD"), "changed_since": bool(changes), **describe(packages)}
+
+
 def sentence(machine: dict[str, Any]) -> str:
-    """The same for people."""
+    """Return a description as a sentence."""
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    changed = " with changes" if machine["changed_since"] else ""
+    changed = " with uncommitted changes" if machine["changed_since"] else ""
     return (
         f"{machine['cores']} cores of {machine['processor']}, no GPU used; Python {machine['python']}, {packages}; "
         f"commit {machine['commit'][:7]}{changed}."
@@ -38,12 +41,12 @@ def sentence(machine: dict[str, Any]) -> str:
 
 
 def installed(package: str) -> bool:
-    """Whether a package is there, without importing it."""
+    """Return True if a package is installed, without importing it."""
     return importlib.util.find_spec(package) is not None
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Its name, where Linux tells it, else its kind."""
+    """Return the processor's name on Linux, its architecture on other systems."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 

@@ -1,6 +1,6 @@
-"""The recipes' nets as a tutorial writes them, from one list of layers for torch and for Keras.
+"""Nets of the recipes as a tutorial writes them, from one list of layers for torch and for Keras.
 
-Nothing of `imageclf.models` is in them: a contestant brings its own layers, and a test counts the parameters of both.
+They use nothing of `imageclf.models`, because the competitors do not have it; a test compares the numbers of weights.
 """
 
 from collections.abc import Callable
@@ -12,29 +12,29 @@ from torch import nn
 from imageclf.params import Params
 
 Layer = tuple[Any, ...]
-"""A kind, and what it takes: conv (filters, side, padding, bias), dense (units); all others nothing."""
+"""A kind and its arguments: conv (filters, kernel size, padding, bias), dense (units); the others take none."""
 
 VGG11 = ((64,), (128,), (256, 256), (512, 512), (512, 512))
-"""Filters of each block's convolutions; a pool ends the block."""
+"""Filters of the convolutions in each block; a pool ends each block."""
 
 
-def layers(knobs: Params, num_classes: int) -> list[Layer]:
-    """The net of a recipe, from the image to the logits."""
-    return [*_PLANS[knobs.model](knobs), ("dense", num_classes)]
+def layers(parameters: Params, num_classes: int) -> list[Layer]:
+    """Return the layers of a recipe's net, from the image to the logits."""
+    return [*_PLANS[parameters.model](parameters), ("dense", num_classes)]
 
 
-def _mlp(knobs: Params) -> list[Layer]:
-    return [("flatten",), *(layer for units in knobs.hidden for layer in (("dense", units), ("relu",)))]
+def _mlp(parameters: Params) -> list[Layer]:
+    return [("flatten",), *(layer for units in parameters.hidden for layer in (("dense", units), ("relu",)))]
 
 
-def _cnn(knobs: Params) -> list[Layer]:
+def _cnn(parameters: Params) -> list[Layer]:
     plan: list[Layer] = []
-    for filters in knobs.channels:
-        plan += [("conv", filters, knobs.kernel_size, knobs.conv_padding, True), ("relu",), ("pool",)]
-    return plan + _mlp(knobs)
+    for filters in parameters.channels:
+        plan += [("conv", filters, parameters.kernel_size, parameters.conv_padding, True), ("relu",), ("pool",)]
+    return plan + _mlp(parameters)
 
 
-def _vgg11(_knobs: Params) -> list[Layer]:
+def _vgg11(_parameters: Params) -> list[Layer]:
     plan: list[Layer] = []
     for block in VGG11:
         for filters in block:
@@ -46,7 +46,7 @@ def _vgg11(_knobs: Params) -> list[Layer]:
 _PLANS: dict[str, Callable[[Params], list[Layer]]] = {"mlp": _mlp, "cnn": _cnn, "vgg11": _vgg11}
 
 _TORCH: dict[str, Callable[..., nn.Module]] = {
-    "conv": lambda inputs, filters, side, padding, bias: nn.Conv2d(inputs, filters, side, padding=padding, bias=bias),
+    "conv": lambda inputs, filters, size, padding, bias: nn.Conv2d(inputs, filters, size, padding=padding, bias=bias),
     "norm": nn.BatchNorm2d,
     "relu": lambda _inputs: nn.ReLU(),
     "pool": lambda _inputs: nn.MaxPool2d(2),
@@ -56,7 +56,7 @@ _TORCH: dict[str, Callable[..., nn.Module]] = {
 
 
 def torch_net(plan: list[Layer], image_shape: tuple[int, int, int]) -> nn.Sequential:
-    """The layers in torch; each takes as many inputs as the layers before it give for `image_shape`."""
+    """Return the layers as a torch net for images of `image_shape` (C, H, W)."""
     net = nn.Sequential().eval()
     for kind, *sizes in plan:
         with torch.no_grad():
@@ -66,12 +66,12 @@ def torch_net(plan: list[Layer], image_shape: tuple[int, int, int]) -> nn.Sequen
 
 
 def keras_net(plan: list[Layer], image_shape: tuple[int, int, int]) -> Any:
-    """The layers in Keras, which takes images (N, H, W, C)."""
+    """Return the layers as a Keras net, which takes images (N, H, W, C); `image_shape` is (C, H, W)."""
     from keras import Input, Sequential  # pyright: ignore[reportMissingImports]
     from keras import layers as kit  # pyright: ignore[reportMissingImports]
 
     make: dict[str, Callable[..., Any]] = {
-        "conv": lambda filters, side, padding, bias: kit.Conv2D(filters, side, padding=padding, use_bias=bias),
+        "conv": lambda filters, size, padding, bias: kit.Conv2D(filters, size, padding=padding, use_bias=bias),
         "norm": kit.BatchNormalization,
         "relu": kit.ReLU,
         "pool": kit.MaxPooling2D,

@@ -1,10 +1,11 @@
-"""Seconds a training epoch, ours beside what people use: one command, about 20 minutes on 2 cores.
+"""Measure seconds per training epoch, of imageclf and of other frameworks; takes about 20 minutes on 2 cores.
 
     uv run --group peers python -m benchmarks.peers
+    uv run python -m benchmarks.peers --redraw --out docs/peers   # page and figure again, from docs/peers.json
 
-Rounds: in each, every contestant trains every recipe in a fresh process, one contestant after the other, so that a
-slow minute of the machine does not fall on one of them alone. Writes docs/peers.md, .json and .png. Nothing else
-should run meanwhile. `--quick` tries everything on few images; its numbers mean nothing and are only printed.
+In each round, each competitor trains all recipes in a new process. The competitors take turns, so that a slow minute
+of the machine does not affect only one of them. Writes docs/peers.json, .md and .png. Run nothing else at the same
+time. `--quick` tries everything on few images; its numbers mean nothing.
 """
 
 import argparse
@@ -12,10 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, projects, report
-from benchmarks.contestants import CONTESTANTS, NEEDS, RESULT, SHARES, SHORT
+from benchmarks import machine, output, projects, report
+from benchmarks.competitors import COMPETITORS, NEEDS, RESULT, SHARES, SHORT
 from imageclf import errors, files
-from imageclf.errors import UserError
 
 OUT = Path("docs/peers")
 RECIPES: dict[str, int | None] = {
@@ -26,71 +26,104 @@ RECIPES: dict[str, int | None] = {
     "cifar-cnn": None,
     "vgg-cifar10": 8 * 256,
 }
-"""The recipes, and the train images of each: eight batches of the last, whose epoch takes minutes.
+"""Recipes, and the number of train images of each (None: all).
 
-Of fewer, what ours does once an epoch (keep 74 MB of state, validate, score) would be scaled up beyond its weight.
+An epoch of vgg-cifar10 takes minutes, so it has eight batches. Fewer would exaggerate what imageclf does once per
+epoch (save a state of 74 MB, validate, score) when the time is scaled to a whole epoch.
 """
 QUICK_IMAGES = {"vgg-cifar10": 256}
 PACKAGES = ("torch", "torchvision", "keras", "jax", "tensorflow", "lightning", "mlflow", "numpy")
 
 Rounds = dict[str, dict[str, list[dict[str, Any]]]]
-"""Outcomes of each round, by recipe and contestant."""
+"""Outcomes of the rounds, by recipe and competitor."""
 
 
-def measure(work: Path, names: list[str], contestants: list[str], rounds: int, epochs: int) -> Rounds:
-    """Let every contestant train every recipe once a round, in the projects that `work` holds."""
-    found: Rounds = {recipe: {contestant: [] for contestant in contestants} for recipe in names}
+def measure(work: Path, names: list[str], competitors: list[str], rounds: int, epochs: int) -> Rounds:
+    """Let each competitor train each recipe once per round, in the projects in `work`."""
+    found: Rounds = {recipe: {competitor: [] for competitor in competitors} for recipe in names}
     for number in range(1, rounds + 1):
-        for contestant in contestants:
-            print(f"round {number}/{rounds}: {contestant}", end="", flush=True)
+        for competitor in competitors:
+            print(f"round {number}/{rounds}: {competitor}", end="", flush=True)
             paths = [str((work / recipe).resolve()) for recipe in names]
-            projects.run(work, "-m", "benchmarks.contestants", contestant, "--epochs", str(epochs), *paths)
+            projects.run(work, "-m", "benchmarks.competitors", competitor, "--epochs", str(epochs), *paths)
             for recipe in names:
-                outcome = projects.take(work / recipe / RESULT)
-                found[recipe][contestant].append(outcome)
+                outcome = projects.take_result(work / recipe / RESULT)
+                found[recipe][competitor].append(outcome)
                 print(f", {recipe} {min(outcome['seconds']):.3g} s", end="", flush=True)
             print(flush=True)
     return found
 
 
-def scale(outcome: dict[str, Any], factor: float) -> dict[str, Any]:
-    """An outcome on few images as if on all of them: seconds times `factor`; the accuracy stays what it is."""
+def to_whole_epoch(outcome: dict[str, Any], factor: float) -> dict[str, Any]:
+    """Return an outcome with its seconds multiplied by `factor`, and the same accuracy."""
     return {**outcome, **{key: [factor * value for value in outcome[key]] for key in ("seconds", "warm_up")}}
 
 
-def present(contestants: list[str]) -> list[str]:
-    """Those whose packages are there; tells which are left out, and why."""
-    lacking = {name: [each for each in NEEDS.get(name, ()) if not machine.installed(each)] for name in contestants}
+def present(competitors: list[str]) -> list[str]:
+    """Return the competitors whose packages are installed; print the others and what they lack."""
+    lacking = {name: [each for each in NEEDS.get(name, ()) if not machine.installed(each)] for name in competitors}
     for name, packages in lacking.items():
         if packages:
-            print(f"{name} is left out: {', '.join(packages)} not installed; `uv sync --group peers`")
+            print(f"{name} is left out: {', '.join(packages)} not installed; run `uv sync --group peers`")
     return [name for name, packages in lacking.items() if not packages]
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Measure seconds a training epoch, ours beside peers.")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Measure seconds per training epoch, of imageclf and others.")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--competitors", nargs="+", choices=COMPETITORS, default=list(COMPETITORS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=1, help="timed in each round, after one that is not (default 1)")
-    parser.add_argument("--data", type=Path, default=projects.DATA, help=f"the archives (default {projects.DATA})")
-    parser.add_argument("--out", type=Path, help=f"write OUT.md, .json, .png (default {OUT}; none with --quick)")
-    parser.add_argument("--quick", action="store_true", help="few images: try that it works")
+    parser.add_argument("--epochs", type=int, default=1, help="timed epochs in each round, after one to warm up")
+    parser.add_argument(
+        "--quick", action="store_true", help="few images, to see that it runs; prints only, unless --out is given"
+    )
+    projects.add_arguments(parser, OUT)
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.epochs < 1:
-        parser.error("--rounds and --epochs count from 1")
-    if not arguments.data.is_dir():
-        raise UserError(f"{arguments.data} is not here: --data names the folder of mnist/ and cifar10-images.tar.xz")
-    contestants = present(arguments.contestants)
+        parser.error("--rounds and --epochs must be 1 or more")
+    content = output.read_numbers(arguments.out) if arguments.redraw else run(arguments)
+    figure = report.draw(content)
+    page = report.as_markdown(content, f"{arguments.out.name}.png" if figure else None)
+    print(page)
+    if arguments.redraw or not _only_printed(arguments):
+        output.write_page(arguments.out, page, figure)
+
+
+def _only_printed(arguments: argparse.Namespace) -> bool:
+    """Return True for a quick run without an --out of its own: it must not replace the published numbers."""
+    return arguments.quick and arguments.out == OUT
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure, write the numbers to OUT.json, and return them."""
+    projects.check_data(arguments.data)
+    competitors = present(arguments.competitors)
     with tempfile.TemporaryDirectory(prefix="peers-") as work:
         sizes = prepare(Path(work), arguments.recipes, arguments.data, quick=arguments.quick)
-        found = measure(Path(work), arguments.recipes, contestants, arguments.rounds, arguments.epochs)
-    publish(found, sizes, arguments)
+        found = measure(Path(work), arguments.recipes, competitors, arguments.rounds, arguments.epochs)
+    content = {
+        "machine": machine.describe_with_commit(PACKAGES),
+        "rounds": arguments.rounds,
+        "epochs": arguments.epochs,
+        "shares": SHARES,
+        "shares_above": SHORT,
+        "images": {recipe: {"train": some, "of": whole} for recipe, (some, whole) in sizes.items()},
+        "seconds": {
+            recipe: {
+                name: [to_whole_epoch(outcome, sizes[recipe][1] / sizes[recipe][0]) for outcome in outcomes]
+                for name, outcomes in rounds.items()
+            }
+            for recipe, rounds in found.items()
+        },
+    }
+    if not _only_printed(arguments):
+        files.write_json(output.result_file(arguments.out, "json"), content)
+    return content
 
 
 def prepare(work: Path, names: list[str], data: Path, *, quick: bool) -> dict[str, tuple[int, int]]:
-    """A project in `work` for each recipe; returns the train images that it has, and that a whole epoch has."""
+    """Make a project in `work` for each recipe; return its number of train images, and that of a whole epoch."""
     sizes: dict[str, tuple[int, int]] = {}
     for recipe in names:
         print(f"preparing {recipe}", flush=True)
@@ -98,33 +131,6 @@ def prepare(work: Path, names: list[str], data: Path, *, quick: bool) -> dict[st
         whole = projects.make(work / recipe, recipe, images, data)
         sizes[recipe] = (min(images or whole, whole), whole)
     return sizes
-
-
-def publish(found: Rounds, sizes: dict[str, tuple[int, int]], arguments: argparse.Namespace) -> None:
-    """Print the tables, and write them."""
-    scaled = {
-        recipe: {
-            name: [scale(outcome, sizes[recipe][1] / sizes[recipe][0]) for outcome in outcomes]
-            for name, outcomes in contestants.items()
-        }
-        for recipe, contestants in found.items()
-    }
-    content = {
-        "machine": machine.describe(PACKAGES),
-        "rounds": arguments.rounds,
-        "epochs": arguments.epochs,
-        "shares": SHARES,
-        "shares_above": SHORT,
-        "images": {recipe: {"train": some, "of": whole} for recipe, (some, whole) in sizes.items()},
-        "seconds": scaled,
-    }
-    out = arguments.out or (None if arguments.quick else OUT)
-    text = report.as_markdown(content, f"{(out or OUT).name}.png")
-    print(text)
-    if out is not None:
-        files.write_text(out.with_name(f"{out.name}.md"), text)
-        files.write_json(out.with_name(f"{out.name}.json"), content)
-        report.draw(out.with_name(f"{out.name}.png"), content)
 
 
 if __name__ == "__main__":

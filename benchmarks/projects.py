@@ -1,5 +1,6 @@
-"""A copy of the project for each recipe, with its parameters and its data, prepared by the real stages."""
+"""Copies of the project, one for each recipe, with parameters and data that the real stages have prepared."""
 
+import argparse
 import json
 import os
 import shutil
@@ -10,24 +11,22 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import ROOT
 from imageclf import files, npy, params, paths, recipes, splits, yaml12
+from imageclf.errors import UserError
 from imageclf.prepare import stratified
 
-ROOT = Path(__file__).resolve().parents[1]
-DATA = Path("../shared/datasets")
-"""Where the archives are, unless told otherwise: mnist/*.gz and cifar10-images.tar.xz."""
-
-EVERYBODY: dict[str, Any] = {
-    "val_fraction": 0.1,  # ours validates after each epoch, on images that nobody trains on
+COMMON_CHANGES: dict[str, Any] = {
+    "val_fraction": 0.1,  # imageclf validates after each epoch, on images that no competitor trains on
     "runtime.device": "cpu",
     "runtime.tracking": True,
     "runtime.progress": True,
     "runtime.threads": "auto",
 }
-"""What the benchmark changes in every recipe."""
+"""Parameters that the benchmarks change in every recipe."""
 
 CHANGES: dict[str, dict[str, Any]] = {
-    # A few batches cannot show what these are for, and each would be another's implementation to compare.
+    # These have no effect worth measuring in a few batches, and each framework implements them in another way.
     "vgg-cifar10": {
         "shift": 0,
         "flip": False,
@@ -37,38 +36,61 @@ CHANGES: dict[str, dict[str, Any]] = {
         "lr": 0.01,
     },
 }
-"""What it changes in one."""
+"""Parameters that they change in one recipe."""
+
+
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --data, the folder of the archives."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("../shared/datasets"),
+        help="folder with mnist/*.gz and cifar10-images.tar.xz (default: %(default)s)",
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser, out: Path) -> None:
+    """Add --data, and the arguments of a benchmark that publishes a page."""
+    add_data_argument(parser)
+    parser.add_argument("--out", type=Path, default=out, help="write OUT.json, OUT.md, OUT.png (default: %(default)s)")
+    parser.add_argument("--redraw", action="store_true", help="write OUT.md and OUT.png from OUT.json; measure nothing")
+
+
+def check_data(folder: Path) -> None:
+    """Raise `UserError` if the folder of the archives does not exist."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist; name the folder of mnist/ and cifar10-images.tar.xz with --data")
 
 
 def make(folder: Path, recipe: str, images: int | None, data: Path) -> int:
-    """Fill `folder` with a copy of the project that trains `recipe`, on `images` train images (None: all).
+    """Fill `folder` with a copy of the project that trains `recipe` on `images` train images (None: all).
 
-    Returns how many there are in all.
+    Returns the number of train images before that selection.
     """
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / paths.PIPELINE, folder / paths.PIPELINE)
-    content = recipes.merge(yaml12.read(ROOT / paths.PARAMS), values(recipe, data))
-    files.write_json(folder / paths.PARAMS, content)  # JSON is YAML too
+    content = recipes.merge(yaml12.read(ROOT / paths.PARAMS), parameters(recipe, data))
+    files.write_json(folder / paths.PARAMS, content)  # JSON is valid YAML
     params.load(folder / paths.PARAMS)
     for stage in ("download", "preprocess"):
         run(folder, "-m", f"stages.{stage}", IMAGECLF_MIRROR=str(data.resolve()))
     whole = splits.read(folder / paths.PROCESSED).manifest["counts"]["train"]
     if images is not None:
-        thin(folder / paths.PROCESSED, images)
+        subsample(folder / paths.PROCESSED, images)
     return whole
 
 
-def values(recipe: str, data: Path) -> dict[str, Any]:
-    """The recipe's parameters here: CIFAR-10 comes as a folder of images."""
+def parameters(recipe: str, data: Path) -> dict[str, Any]:
+    """Return the recipe's parameters with the changes; CIFAR-10 is read from a folder of images."""
     found = recipes.read(ROOT / recipes.RECIPES)[recipe]
     if found["dataset"] == "cifar10":
         found |= {"dataset": "folder", "folder": str((data / "cifar10-images.tar.xz").resolve())}
-    return {**found, **EVERYBODY, **CHANGES.get(recipe, {})}
+    return {**found, **COMMON_CHANGES, **CHANGES.get(recipe, {})}
 
 
-def thin(folder: Path, images: int) -> None:
-    """Keep `images` of the train images in prepared data, and as large a share of the other splits."""
+def subsample(folder: Path, images: int) -> None:
+    """Keep `images` of the train images in prepared data, and the same share of the other splits."""
     data = splits.read(folder)
     share = min(1.0, images / data.manifest["counts"]["train"])
     counts: dict[str, int] = {}
@@ -84,7 +106,7 @@ def thin(folder: Path, images: int) -> None:
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> None:
-    """Run Python in `folder`; raises `RuntimeError` with the end of what it said if it fails."""
+    """Run Python in `folder`; raises `RuntimeError` with the end of its output if it fails."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "IMAGECLF_"))}
     with subprocess.Popen(
         [sys.executable, *arguments],
@@ -101,16 +123,16 @@ def run(folder: Path, *arguments: str, **environment: str) -> None:
         errors="replace",
     ) as process:
         try:
-            said, _ = process.communicate()
+            printed, _ = process.communicate()
         except BaseException:
-            process.terminate()  # not kill: it may have a stage to end
+            process.terminate()  # not kill: it may have to stop a stage
             raise
     if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} exited {process.returncode}:\n{said[-4000:]}")
+        raise RuntimeError(f"{' '.join(arguments)} exited with {process.returncode}:\n{printed[-4000:]}")
 
 
-def take(path: Path) -> dict[str, Any]:
-    """What a contestant left; it is gone after that, so that no later one is taken for it."""
+def take_result(path: Path) -> dict[str, Any]:
+    """Return the content of a result file and delete it, so that it is not read as a later result."""
     content = json.loads(path.read_text())
     path.unlink()
     return content

@@ -1,8 +1,8 @@
-"""What `benchmarks.scale` measures, each step in a process of its own, in the folder that holds data/.
+"""Steps that `benchmarks.scale` measures, each in a new process, in the folder that holds data/.
 
     python -m benchmarks.scale_steps mapped
 
-leaves `result.json`: the seconds of the step, and the memory that the process held. Linux only.
+writes `result.json`: the seconds of the step, and the memory of the process. Linux only.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.projects import ROOT
+from benchmarks import ROOT
 from imageclf import files, params, paths, recipes, resume, splits, yaml12
 from imageclf.datasets import DATASETS
 from imageclf.prepare import prepare
@@ -21,18 +21,18 @@ from imageclf.tracking import Recorder
 
 RESULT = "result.json"
 RECIPE, CHANGES = "fc500", {"epochs": 1, "val_fraction": 0.1, "runtime.device": "cpu"}
-"""An mlp of one hidden layer of 500, batches of 100."""
+"""A fully connected net with one hidden layer of 500 units, trained with batches of 100."""
 
 
-def knobs() -> params.Params:
-    """The parameters of every step."""
+def parameters() -> params.Params:
+    """Return the parameters of all steps."""
     values = recipes.read(ROOT / recipes.RECIPES)[RECIPE] | CHANGES
     return params.validate(recipes.merge(yaml12.read(ROOT / paths.PARAMS), values), RECIPE)
 
 
 def preprocess() -> dict[str, Any]:
-    """The raw archives to data/processed, as the stage does it but for the archives' published checksums."""
-    settings = knobs()
+    """Prepare the raw archives as the stage does, without checking the archives' published checksums."""
+    settings = parameters()
     start = time.perf_counter()
     prepare(
         DATASETS["mnist"].read(paths.RAW),
@@ -52,12 +52,12 @@ def preprocess() -> dict[str, Any]:
 
 
 def train() -> dict[str, Any]:
-    """The train stage without MLflow: verify, one epoch, validate, score, write."""
-    import torch  # noqa: F401 - its import is no part of what grows
+    """Run the train stage without MLflow: verify, train one epoch, validate, score, write."""
+    import torch  # noqa: F401 - the time of its import does not grow
 
     from stages.train import train as run_stage
 
-    settings = knobs()
+    settings = parameters()
     start = time.perf_counter()
     with resume.slot("scale") as slot:
         run_stage(settings.of(params.TrainParams), settings.runtime, splits.read(paths.PROCESSED), slot, Recorder(None))
@@ -66,7 +66,7 @@ def train() -> dict[str, Any]:
 
 
 def epoch(resident_bytes: int) -> dict[str, Any]:
-    """One epoch after one that warms up, the images in memory where they have up to `resident_bytes`."""
+    """Time the second of two epochs; images of up to `resident_bytes` are kept in memory."""
     import torch
 
     from imageclf import checkpoint, optim, runtime
@@ -75,7 +75,7 @@ def epoch(resident_bytes: int) -> dict[str, Any]:
     from imageclf.losses import LOSSES
     from stages.train import describe
 
-    settings, data = knobs(), splits.read(paths.PROCESSED)
+    settings, data = parameters(), splits.read(paths.PROCESSED)
     runtime.set_threads(settings.runtime.threads)
     net = checkpoint.build_net(describe(settings.of(params.TrainParams), data))
     optimizer = optim.OPTIMIZERS[settings.optimizer](net, optim.OptimizerOptions(lr=settings.lr))
@@ -97,14 +97,14 @@ STEPS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def memory(status: Path = Path("/proc/self/status")) -> dict[str, int]:
-    """Bytes: the most that this process ever held, mapped files included, and what it holds now without those."""
+    """Return bytes: the most this process has held, mapped files included, and those it holds now without them."""
     found = dict(re.findall(r"(VmHWM|RssAnon):\s+(\d+) kB", status.read_text()))
     return {"peak_bytes": 1024 * int(found["VmHWM"]), "private_bytes": 1024 * int(found["RssAnon"])}
 
 
 def main() -> None:
-    """Do one step and leave the result."""
-    parser = argparse.ArgumentParser(description="One step of benchmarks.scale.")
+    """Run one step and write its result."""
+    parser = argparse.ArgumentParser(description="Run one step of benchmarks.scale.")
     parser.add_argument("step", choices=STEPS)
     result = STEPS[parser.parse_args().step]()
     files.write_json(Path(RESULT), {**result, **memory()})

@@ -1,4 +1,4 @@
-"""What a contestant is given, and what it gives back."""
+"""Input and output of a competitor."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,27 +10,27 @@ from imageclf.splits import Prepared
 
 @dataclass(frozen=True)
 class Task:
-    """What to train. An epoch is `share` of all batches, and its time is scaled to all of them."""
+    """A recipe to train. An epoch is `share` of all batches, and its time is scaled to all of them."""
 
     recipe: str
-    knobs: Params
+    parameters: Params
     data: Prepared
     epochs: int
-    """To time, after those that warm up."""
+    """Epochs to time, after those that warm up."""
     share: float
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Batches in an epoch here, and in a whole one."""
-        whole = -(-len(self.data["train"]) // self.knobs.batch_size)
+        """Number of batches in an epoch here, and in a whole epoch."""
+        whole = -(-len(self.data["train"]) // self.parameters.batch_size)
         return max(1, round(self.share * whole)), whole
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a contestant gave: seconds of each timed epoch, and the test accuracy after so many epochs in all.
+    """Result of a competitor: seconds of each timed epoch, and the test accuracy after `epochs` epochs in all.
 
-    Of the epochs that warmed up the first is not among `warm_up`: nobody says when it began.
+    `warm_up` holds the seconds of the epochs before the timed ones, except the first, whose start is not recorded.
     """
 
     seconds: list[float]
@@ -41,7 +41,7 @@ class Outcome:
 
 
 def outcome(task: Task, ends: Sequence[float], accuracy: float, threads: int | None) -> Outcome:
-    """From the times at which the epochs ended, the one that warms up among them."""
+    """Return the outcome from the times at which all epochs ended, in seconds."""
     steps, whole = task.steps
     seconds = [(after - before) * whole / steps for before, after in itertools.pairwise(ends)]
     timed = len(seconds) - task.epochs

@@ -1,4 +1,4 @@
-"""The usual tutorial: torchvision's data set, a transform, a DataLoader, torch.nn, torch.optim and a plain loop."""
+"""Parts of a usual tutorial: torchvision's data set, a transform, a DataLoader, torch.nn and torch.optim."""
 
 import gzip
 import shutil
@@ -19,17 +19,19 @@ from imageclf.params import Params
 from imageclf.splits import Prepared
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, Params], torch.optim.Optimizer]] = {
-    "adam": lambda net, knobs: torch.optim.Adam(net.parameters(), lr=knobs.lr),
-    "sgd": lambda net, knobs: torch.optim.SGD(
-        net.parameters(), lr=knobs.lr, momentum=knobs.momentum, nesterov=knobs.nesterov
+    "adam": lambda net, parameters: torch.optim.Adam(net.parameters(), lr=parameters.lr),
+    "sgd": lambda net, parameters: torch.optim.SGD(
+        net.parameters(), lr=parameters.lr, momentum=parameters.momentum, nesterov=parameters.nesterov
     ),
-    "rmsprop_keras": lambda net, knobs: torch.optim.RMSprop(net.parameters(), lr=knobs.lr, alpha=0.9, eps=1e-7),
+    "rmsprop_keras": lambda net, parameters: torch.optim.RMSprop(
+        net.parameters(), lr=parameters.lr, alpha=0.9, eps=1e-7
+    ),
 }
 LOSSES: dict[str, Callable[[], nn.Module]] = {"cross_entropy": nn.CrossEntropyLoss, "nll": nn.NLLLoss}
 
 
-class ColourImages(Dataset[tuple[Any, int]]):
-    """What torchvision's CIFAR10 is: decoded pixels in memory, a Pillow image made and transformed for each item."""
+class ColorImages(Dataset[tuple[Any, int]]):
+    """Color images like torchvision's CIFAR10: pixels in memory, a Pillow image made and transformed for each item."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64], transform: Callable[[Any], Any]) -> None:
         self._pixels = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
@@ -42,24 +44,24 @@ class ColourImages(Dataset[tuple[Any, int]]):
         return self._transform(Image.fromarray(self._pixels[index])), self._labels[index]
 
 
-def loader(knobs: Params, data: Prepared, workers: int) -> DataLoader[Any]:
-    """Shuffled batches of the train split."""
+def loader(parameters: Params, data: Prepared, workers: int) -> DataLoader[Any]:
+    """Return a loader of shuffled batches of the train split."""
     from torchvision import datasets, transforms
 
     mean, std = data.normalization
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     train = data["train"]
-    if knobs.dataset == "mnist":
+    if parameters.dataset == "mnist":
         images = datasets.MNIST(str(unpack(paths.RAW)), train=True, transform=transform)
-        # Without those that ours keeps for validation: all train on the same images.
+        # Without the images that imageclf keeps for validation, so that all train on the same ones.
         images.data, images.targets = torch.from_numpy(train.images[:, 0]), torch.from_numpy(train.labels)
     else:
-        images = ColourImages(train.images, train.labels, transform)
-    return DataLoader(images, batch_size=knobs.batch_size, shuffle=True, num_workers=workers)
+        images = ColorImages(train.images, train.labels, transform)
+    return DataLoader(images, batch_size=parameters.batch_size, shuffle=True, num_workers=workers)
 
 
 def unpack(raw: Path) -> Path:
-    """Put the official archives, decompressed, where torchvision's MNIST looks for them; returns its root."""
+    """Decompress the official archives for torchvision's MNIST; return the root folder to give it."""
     root = raw.parent / "torchvision"
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,14 +71,14 @@ def unpack(raw: Path) -> Path:
     return root
 
 
-def net(knobs: Params, data: Prepared) -> nn.Sequential:
-    """The recipe's net in plain torch layers; log-softmax at its end where the loss wants it."""
-    made = nets.torch_net(nets.layers(knobs, len(data.classes)), data.image_shape)
-    return made.append(nn.LogSoftmax(dim=1)) if knobs.loss == "nll" else made
+def net(parameters: Params, data: Prepared) -> nn.Sequential:
+    """Return the recipe's net in plain torch layers, with log-softmax at its end if the loss needs it."""
+    made = nets.torch_net(nets.layers(parameters, len(data.classes)), data.image_shape)
+    return made.append(nn.LogSoftmax(dim=1)) if parameters.loss == "nll" else made
 
 
 def accuracy(trained: nn.Module, data: Prepared) -> float:
-    """Share of the test split that the net recognizes."""
+    """Return the accuracy on the test split, from 0 to 1."""
     test = data["test"]
     trained.eval()
     with torch.inference_mode():
@@ -86,7 +88,7 @@ def accuracy(trained: nn.Module, data: Prepared) -> float:
 
 
 def normalized(data: Prepared, split: str) -> NDArray[np.float32]:
-    """A split's images as the net sees them, (N, C, H, W)."""
+    """Return the normalized images of a split, float32 (N, C, H, W)."""
     mean, std = (np.array(values, np.float32)[:, None, None] for values in data.normalization)
     images = data[split].images.astype(np.float32)
     images /= 255

@@ -1,4 +1,4 @@
-"""The benchmark of what is around the training: its loop reads what it says, its clock is the process's own."""
+"""Tests of the benchmark of the work around the training: its loop, and its count of processor time."""
 
 import os
 import tarfile
@@ -22,8 +22,8 @@ def test_the_plain_loop_decodes_every_image(tmp_path: Path) -> None:
     assert seconds > 0
 
 
-def test_processor_seconds_are_those_of_the_process() -> None:
+def test_processor_seconds_belong_to_the_process() -> None:
     before, clock = around.processor_seconds(os.getpid()), time.process_time()
     while time.process_time() < clock + 0.1:
         pass
-    assert around.processor_seconds(os.getpid()) - before >= 0.05  # the kernel counts in hundredths
+    assert around.processor_seconds(os.getpid()) - before >= 0.05  # the kernel counts hundredths of a second

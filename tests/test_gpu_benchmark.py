@@ -1,4 +1,4 @@
-"""The GPU benchmark runs where there is little but torch: with the settings of recipes.yaml, and with every part."""
+"""Tests that the GPU benchmark measures what recipes.yaml says, and runs with few packages besides torch."""
 
 import json
 import os
@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from imports import ROOT
 
+from benchmarks import gpu, gpu_correct, gpu_data
 from imageclf import raw, recipes
-from imageclf.prepare import prepare
+from imageclf.errors import UserError
 
 AS_IF_ABSENT = """
 import sys
@@ -25,18 +27,23 @@ class Finder:
         if name.partition(".")[0] not in absent:
             return next(filter(None, (finder.find_spec(name, path, target) for finder in finders)), None)
 
+    @staticmethod
+    def find_distributions(context):
+        searches = [finder.find_distributions for finder in finders if hasattr(finder, "find_distributions")]
+        return (found for search in searches for found in search(context))
+
 absent, finders = set(sys.argv.pop(1).split(",")), sys.meta_path
 sys.meta_path = [Finder]
 """
 
 
 def canonical(package: str) -> str:
-    """One spelling for a package's name."""
+    """Return the canonical spelling of a package's name."""
     return re.sub("[-_.]+", "-", package).lower()
 
 
 def absent_modules() -> str:
-    """The modules installed here that a machine with torch, what torch requires, and numpy lacks."""
+    """Return the modules installed here that a machine with only torch, its dependencies, and numpy lacks."""
     waiting, packages = ["torch"], {"numpy", "imageclf"}
     while waiting:
         name = canonical(waiting.pop())
@@ -45,14 +52,14 @@ def absent_modules() -> str:
             try:
                 required = metadata.requires(name) or []
             except metadata.PackageNotFoundError:
-                continue  # of another platform
+                continue  # for another platform
             waiting += [found[0] for line in required if "extra" not in line and (found := re.match(r"[\w.-]+", line))]
     owners = metadata.packages_distributions().items()
     return ",".join(module for module, names in owners if not packages & set(map(canonical, names)))
 
 
 def run_there(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` from the project's root with nothing but torch and numpy installed."""
+    """Run `code` from the project's root as if only torch and numpy were installed."""
     return subprocess.run(
         [sys.executable, "-c", AS_IF_ABSENT + code, absent_modules(), *arguments],
         cwd=ROOT,
@@ -65,51 +72,47 @@ def run_there(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sets of 16x16, the smallest that every net takes, in the places of the real ones."""
+    """Return a prepared folder with images of 16x16 pixels, the smallest size that every net accepts."""
     folder, random = tmp_path_factory.mktemp("prepared"), np.random.default_rng(0)
     for name, channels in (("mnist", 1), ("cifar10", 3)):
         splits = {}
         for split, count in (("train", 40), ("test", 20)):
             pixels = random.integers(256, size=(count, channels, 16, 16), dtype=np.uint8)
             splits[split] = raw.Images(np.arange(count) % 10, lambda pixels=pixels: iter([pixels]))
-        made = raw.RawData(splits, tuple("0123456789"), (channels, 16, 16))
-        knobs = {"classes": None, "val_fraction": 0.0, "split_seed": 0, "grayscale": False, "image_size": None}
-        prepare(
-            made, folder / name, dataset=name, pad=0, normalize="standard", permute_seed=None, one_hot=False, **knobs
-        )
+        gpu_data.write_set(raw.RawData(splits, tuple("0123456789"), (channels, 16, 16)), name, folder / name)
+    gpu_data.write_recipes(gpu.MEASURED, folder / gpu.RECIPES)
     return folder
 
 
-def test_the_settings_are_those_of_recipes_yaml() -> None:
-    from benchmarks.gpu import RECIPES
-
+def test_the_measured_recipes_are_those_of_recipes_yaml(prepared: Path) -> None:
     book = recipes.read(ROOT / "recipes.yaml")
-    for name, settings in RECIPES.items():
-        assert settings == {key: book[name][key] for key in settings}, name
+    found = gpu.read_recipes(prepared)
+    assert set(found) == {"fc500", "mlp5", "cnn6", "cifar-cnn", "vgg-cifar10", "mnist-cnn", "googlenet", "resnet18"}
+    assert found == {name: book[name] for name in found}
 
 
-@pytest.mark.parametrize("name", ["fc500", "mlp5", "cnn6", "cifar-cnn", "vgg-cifar10", "mnist-cnn", "resnet18"])
-def test_what_the_settings_leave_out_changes_nothing_in_training(name: str) -> None:
-    """The rest is about the data, which the benchmark prepares in one way, or about other nets."""
-    from benchmarks.gpu import RECIPES
-    from imageclf import models
-
+@pytest.mark.parametrize("name", gpu.MEASURED)
+def test_data_and_training_are_prepared_in_the_only_way_that_the_recipes_use(name: str) -> None:
+    """The benchmark prepares the data once for all recipes, and ignores these parameters."""
     book = recipes.read(ROOT / "recipes.yaml")[name]
-    assert set(models.parameter_names(book["model"])) <= set(RECIPES[name])
-    plain = {"val_fraction": 0.0, "image_size": None, "pad": 0, "grayscale": False, "permute": False, "one_hot": False}
-    assert {key: book[key] for key in plain} == plain
-    assert (book["classes"], book["precision"]) == (None, "float32")
+    assert {key: book[key] for key in gpu_data.PREPARATION} == gpu_data.PREPARATION
+    assert (book["permute"], book["precision"], book["compile"]) == (False, "float32", False)
+
+
+def test_missing_recipes_are_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"recipes.json does not exist; run .* --prepare"):
+        gpu.read_recipes(tmp_path)
 
 
 def test_training_needs_torch_and_numpy_alone() -> None:
-    """Torchvision is imported where a net of its is built, and not before."""
+    """Torchvision is imported only when one of its nets is built."""
     modules = ("fit", "models", "losses", "optim", "augment", "batches", "scoring", "splits")
     done = run_there(f"sys.path.insert(0, 'src')\nfrom imageclf import {', '.join(modules)}")
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_absent_is_not_found() -> None:
-    """The check above can fail."""
+def test_an_absent_module_is_not_found() -> None:
+    """Prove that the test above can fail."""
     done = run_there("sys.path.insert(0, 'src')\nimport imageclf.params")
     assert "ModuleNotFoundError: No module named" in done.stderr
 
@@ -120,7 +123,7 @@ def test_a_quick_run_on_the_cpu_has_every_part(prepared: Path, tmp_path: Path) -
     done = run_there(code, "--data", str(prepared), "--device", "cpu", "--quick", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
-    assert found["machine"]["torch"] in done.stdout
+    assert found["machine"]["packages"]["torch"] in done.stdout
     check_correct(found["correct"])
     check_speed(found["speed"])
     check_accuracy(found["accuracy"])
@@ -135,7 +138,7 @@ def check_correct(rows: list[dict[str, Any]]) -> None:
         "resnet18",
     ]
     exact = [row for row in checked if row["check"].startswith("float32")]
-    assert {row["difference"] for row in exact} == {0.0}, "the same computation, on the CPU"
+    assert {row["difference"] for row in exact} == {0.0}, "the same computation, also on the CPU"
     rounded = [row for row in checked if row["check"].startswith("bfloat16: ")]
     assert all(0 < row["difference"] <= row["bound"] for row in rounded)
 
@@ -143,7 +146,7 @@ def check_correct(rows: list[dict[str, Any]]) -> None:
 def check_speed(rows: list[dict[str, Any]]) -> None:
     loops = {(row["net"], row["loop"]) for row in rows if "loop" in row}
     nets = {"fc500", "mlp5", "cnn6", "cifar-cnn", "vgg11", "vgg16"}
-    assert loops == {(net, loop) for net in nets for loop in ("ours", "plain", "ours in tf32", "tutorial")}
+    assert loops == {(net, loop) for net in nets for loop in ("imageclf", "optimized", "imageclf in tf32", "tutorial")}
     for row in rows:
         if "loop" in row:
             assert 0 < row["lowest"] <= row["images_per_second"] <= row["highest"]
@@ -164,31 +167,25 @@ def check_accuracy(rows: list[dict[str, Any]]) -> None:
 def test_a_check_that_fails_fails_the_command(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from benchmarks import gpu, gpu_correct
-
     monkeypatch.setattr(gpu_correct, "BOUNDS", {key: {1: -1.0} for key in gpu_correct.BOUNDS})
-    monkeypatch.setattr(gpu, "RECIPES", {"cnn6": gpu.RECIPES["cnn6"]})
+    cnn6 = {"cnn6": gpu.read_recipes(prepared)["cnn6"]}
+    monkeypatch.setattr(gpu, "read_recipes", lambda _folder: cnn6)
     monkeypatch.setattr(sys, "argv", ["gpu", "correct", "--data", str(prepared), "--device", "cpu", "--quick"])
     with pytest.raises(SystemExit, match="a check of `correct` failed"):
         gpu.main()
     assert "False" in capsys.readouterr().out
 
 
-def test_deterministic_mode_ends_with_its_check() -> None:
-    import torch
-
-    from benchmarks.gpu_correct import _deterministic
-
-    with _deterministic():
+def test_deterministic_mode_ends_after_its_check() -> None:
+    with gpu_correct._deterministic():
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_table_shows_every_column_of_every_row() -> None:
-    from benchmarks.gpu import table
-
-    assert table([{"net": "a", "rate": 12345.6}, {"net": "bb", "ok": True, "all": [0.5, 1]}]).splitlines() == [
-        "net  rate    ok    all",
-        "a    12,346",
-        "bb           True  0.5 1",
+    assert gpu.table([{"net": "a", "rate": 12345.6}, {"net": "bb", "ok": True, "all": [0.5, 1]}]).splitlines() == [
+        "| net |   rate |   ok |   all |",
+        "| --- | -----: | ---: | ----: |",
+        "| a   | 12,346 |      |       |",
+        "| bb  |        | True | 0.5 1 |",
     ]

@@ -1,7 +1,7 @@
-"""The least that an epoch can take: its multiply-adds, at the rate of a large matrix product.
+"""A lower bound on the time of an epoch: its multiply-adds, at the speed of a large matrix product.
 
-No loader, no loss, no optimizer, no small matrices: what is between this and a real epoch is overhead, or a product
-too small to run at that rate.
+Loading, loss, optimizer and small matrices are left out. A real epoch takes longer because of these, or because its
+own matrix products are too small to run at that speed.
 """
 
 import time
@@ -16,16 +16,16 @@ REPEATS = 10
 
 
 def multiply_adds(layers: Sequence[Layer], images: int) -> int:
-    """Those of training on `images` once: forward, gradient of the weights, gradient of the inputs.
+    """Return the multiply-adds of training on `images` once: forward, and the gradients of weights and inputs.
 
-    Three times the forward pass, but that nobody asks for the gradient of the images themselves.
+    These are three times those of the forward pass, except that the first layer needs no gradient of its inputs.
     """
     forward = [layer.multiply_adds for layer in layers if layer.multiply_adds]
     return images * (3 * sum(forward) - forward[0])
 
 
 def product_rate(side: int = SIDE, repeats: int = REPEATS) -> float:
-    """Multiply-adds a second of a float32 product of two `side` x `side` matrices, the best of `repeats`."""
+    """Return multiply-adds per second of a float32 product of two `side` x `side` matrices, the best of `repeats`."""
     first, second = torch.rand(side, side), torch.rand(side, side)
     seconds: list[float] = []
     for _ in range(1 + repeats):
