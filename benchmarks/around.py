@@ -11,8 +11,6 @@ same time.
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -82,10 +80,7 @@ def recorder(work: Path, data: Path) -> dict[str, Any]:
     projects.make(project, "fc500", None, data)
     files.write_json(project / paths.PARAMS, {**yaml12.read(project / paths.PARAMS), "epochs": EPOCHS})
     marks: dict[int, tuple[float, float]] = {}
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(projects.ROOT), str(projects.ROOT / "src")])}
-    with subprocess.Popen(
-        [sys.executable, "-m", "stages.train"], cwd=project, env=environment, stdout=subprocess.PIPE, text=True
-    ) as stage:
+    with projects.start(project, "-m", "stages.train") as stage:
         assert stage.stdout is not None
         for line in stage.stdout:
             for epoch in (AFTER_IMPORTS, EPOCHS):

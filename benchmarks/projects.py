@@ -107,21 +107,7 @@ def subsample(folder: Path, images: int) -> None:
 
 def run(folder: Path, *arguments: str, **environment: str) -> None:
     """Run Python in `folder`; raises `RuntimeError` with the end of its output if it fails."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "IMAGECLF_"))}
-    with subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={
-            **clean,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
-            "IMAGECLF_CACHE": str(folder.parent.resolve() / "archives"),
-            **environment,
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as process:
+    with start(folder, *arguments, **environment) as process:
         try:
             printed, _ = process.communicate()
         except BaseException:
@@ -129,6 +115,22 @@ def run(folder: Path, *arguments: str, **environment: str) -> None:
             raise
     if process.returncode:
         raise RuntimeError(f"{' '.join(arguments)} exited with {process.returncode}:\n{printed[-4000:]}")
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start Python in `folder` with this working tree's modules; its output and its errors are one stream."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_", "IMAGECLF_"))}
+    search = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    cache = str(folder.parent.resolve() / "archives")
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**clean, "PYTHONPATH": search, "IMAGECLF_CACHE": cache, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
 
 
 def take_result(path: Path) -> dict[str, Any]:

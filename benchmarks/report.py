@@ -75,18 +75,10 @@ def _table(table: dict[str, Row]) -> str:
     header = ["", "s per epoch", "min to max", "speed / tutorial-0", "speed / best peer", "speed / lower-bound"]
     lines = [[*header, "test accuracy", "after epochs"]]
     for each in table.values():
-        trained = each.accuracy is not None
-        lines.append(
-            [
-                each.name,
-                f"{each.median:.3g}",
-                f"{min(each.rounds):.3g} to {max(each.rounds):.3g}",
-                *(_speed(each, other, "{:.2f}x") for other in (table.get(TUTORIAL), best)),
-                _speed(each, table.get(BOUND), "{:.1%}"),
-                f"{100 * each.accuracy:.2f}" if each.accuracy is not None else "",
-                f"{each.epochs:.3g}" if trained else "",
-            ]
-        )
+        seconds = [f"{each.median:.3g}", f"{min(each.rounds):.3g} to {max(each.rounds):.3g}"]
+        speeds = [_speed(each, other, "{:.2f}x") for other in (table.get(TUTORIAL), best)]
+        accuracy = ["", ""] if each.accuracy is None else [f"{100 * each.accuracy:.2f}", f"{each.epochs:.3g}"]
+        lines.append([each.name, *seconds, *speeds, _speed(each, table.get(BOUND), "{:.1%}"), *accuracy])
     return markdown_table(lines)
 
 

@@ -32,22 +32,9 @@ def parameters() -> params.Params:
 
 def preprocess() -> dict[str, Any]:
     """Prepare the raw archives as the stage does, without checking the archives' published checksums."""
-    settings = parameters()
+    settings = parameters().of(params.PreprocessParams).model_dump(exclude={"permute", "permute_seed"})
     start = time.perf_counter()
-    prepare(
-        DATASETS["mnist"].read(paths.RAW),
-        paths.PROCESSED,
-        dataset=settings.dataset,
-        classes=None,
-        val_fraction=settings.val_fraction,
-        split_seed=settings.split_seed,
-        grayscale=settings.grayscale,
-        image_size=settings.image_size,
-        pad=settings.pad,
-        normalize=settings.normalize,
-        permute_seed=None,
-        one_hot=settings.one_hot,
-    )
+    prepare(DATASETS["mnist"].read(paths.RAW), paths.PROCESSED, permute_seed=None, **settings)
     return {"seconds": time.perf_counter() - start}
 
 
