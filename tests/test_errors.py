@@ -81,7 +81,7 @@ def test_a_bug_is_a_traceback_and_1(body: str) -> None:
     assert not said.splitlines()[-1].startswith("error:")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_it_with_the_signals_code_and_without_a_traceback(number: signal.Signals, code: int) -> None:
     process = start("print('ready', flush=True); time.sleep(60)")
     assert process.stdout is not None
@@ -92,7 +92,24 @@ def test_a_signal_ends_it_with_the_signals_code_and_without_a_traceback(number: 
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("second", "code", "saved"), [("SIGTERM", 143, "saved"), ("SIGINT", 143, "")])
+def test_only_a_second_ctrl_c_does_not_wait(second: str, code: int, saved: str) -> None:
+    kill = "os.kill(os.getpid(), errors.signal.{})"
+    body = f"with errors.deferred():\n        {kill.format('SIGTERM')}; {kill.format(second)}; print('saved')"
+    process = start(body)
+    said, _ = process.communicate()
+    assert (process.returncode, said.strip()) == (code, saved)
+
+
+def test_nohup_lets_a_stage_outlive_its_terminal() -> None:
+    body = "os.kill(os.getpid(), 1)\n    with errors.deferred():\n        os.kill(os.getpid(), 1)"
+    ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    program = f"{ignore}{HEAD}    {body}\n    print('lived')\n\nerrors.run(main)\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "lived\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_leaves_no_half_written_file(number: signal.Signals, tmp_path: Path) -> None:
     process = start(
         f"with files.replacing(files.Path({str(tmp_path)!r}, 'x')) as path:"
