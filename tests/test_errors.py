@@ -1,6 +1,7 @@
 """How a stage ends is all that DVC and the person see of a failure: exit code and last words of real processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,7 +74,34 @@ def test_a_failing_disk_is_one_line_and_1(body: str, sentence: str) -> None:
     assert end(body) == (1, f"error: {sentence}\n")
 
 
-@pytest.mark.parametrize("body", ["1 / 0", "raise OSError('a bug without an errno')"])
+SMALLER = "use a smaller batch_size or model"
+CPU = "set runtime.device to cpu in params.yaml"
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("CUDA out of memory. Tried to allocate 2 GiB.", f"out of memory ({{}}); {SMALLER}, or {CPU}"),
+        ("MPS backend out of memory (MPS allocated: 1 GB)", f"out of memory ({{}}); {SMALLER}, or {CPU}"),
+        ("DefaultCPUAllocator: can't allocate memory: 9 bytes", f"out of memory ({{}}); {SMALLER}"),
+        ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", f"the GPU failed ({{}}); {CPU}"),
+    ],
+)
+def test_a_device_that_fails_is_one_line_and_1(message: str, sentence: str) -> None:
+    assert end(f"raise RuntimeError({message!r})") == (1, f"error: {sentence.format(message.rstrip('.'))}\n")
+
+
+def test_the_memory_that_torch_and_numpy_are_refused_is_one_line() -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))"
+    for library, call in (("numpy", "numpy.ones(1 << 40)"), ("torch", "torch.ones(1 << 40)")):
+        code, said = end(f"import {library}; {limit}; {call}")
+        assert code == 1
+        assert re.fullmatch(r"error: out of memory \(.+\); use a smaller batch_size or model\n", said)
+
+
+@pytest.mark.parametrize(
+    "body", ["1 / 0", "raise RuntimeError('CUDA error: device-side assert')", "raise OSError('a bug without an errno')"]
+)
 def test_a_bug_is_a_traceback_and_1(body: str) -> None:
     code, said = end(body)
     assert code == 1

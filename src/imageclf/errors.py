@@ -4,9 +4,11 @@ DVC looks at the exit code alone, so anything but a finished stage must be non-z
 """
 
 import os
+import re
 import signal
 import stat
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,27 @@ WATCH_S = 0.5
 
 class UserError(Exception):
     """Something that the person at the keyboard can mend; the message names it and the way out."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, up to 200 characters and no period; its type if it has none."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return textwrap.shorten(line, 200, placeholder=" ...").rstrip(".")
+
+
+def _device_failure(error: BaseException) -> str | None:
+    """Return the sentence for a device that is out of memory, or whose libraries fail; None for any other error.
+
+    By the message: torch is not imported for this, and only some of these errors have a type of their own.
+    """
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)):
+        remedy = "use a smaller batch_size or model"
+        if "can't allocate memory" not in str(error) and not isinstance(error, MemoryError):
+            remedy += ", or set runtime.device to cpu in params.yaml"
+        return f"out of memory ({first_line(error)}); {remedy}"
+    if re.search("CUDNN_STATUS|CUBLAS_STATUS|no kernel image", str(error)):
+        return f"the GPU failed ({first_line(error)}); set runtime.device to cpu in params.yaml"
+    return None
 
 
 def _terminate(signum: int, _frame: FrameType | None) -> NoReturn:
@@ -119,6 +142,10 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(130)
+    except (RuntimeError, MemoryError) as error:
+        if (sentence := _device_failure(error)) is None:
+            raise
+        sys.exit(f"error: {sentence}")
     except OSError as error:
         if error.errno is None:
             raise
