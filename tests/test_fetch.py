@@ -9,11 +9,12 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -513,12 +514,17 @@ def test_without_a_place_for_the_cache_archives_are_fetched_all_the_same(
     )
 
 
+def no_home(_name: str) -> NoReturn:
+    raise RuntimeError("could not determine the home directory")
+
+
+@pytest.mark.parametrize("answer", [no_home, lambda name: Path("~/.cache", name)])
 def test_without_a_home_nothing_is_written_to_a_folder_called_tilde(
-    server: Server, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], Path]
 ) -> None:
-    """A user id that the system does not know, as in a container, has no home: `~` then stays as it is."""
+    """A user id that the system does not know, as in a container, has no home."""
     monkeypatch.delenv("IMAGECLF_CACHE")
-    monkeypatch.setattr(fetch.platformdirs, "user_cache_path", lambda name: Path("~/.cache", name))
+    monkeypatch.setattr(fetch.platformdirs, "user_cache_path", answer)
     monkeypatch.chdir(tmp_path)
     fetch_made(raw, server.at("good"))
     assert names(raw) == [FILE]

@@ -54,9 +54,13 @@ def fetch(name: str, source: Source, folder: Path, mirror: str | None, progress:
 
 
 def cache() -> Path:
-    """Where verified archives are kept: `IMAGECLF_CACHE`, else the user's cache folder."""
-    chosen = os.environ.get("IMAGECLF_CACHE")
-    return (paths.repository() / chosen) if chosen else platformdirs.user_cache_path("imageclf")
+    """Folder of the verified archives: `IMAGECLF_CACHE`, else the user's cache folder; relative if there is no home."""
+    if chosen := os.environ.get("IMAGECLF_CACHE"):
+        return paths.repository() / chosen
+    try:
+        return platformdirs.user_cache_path("imageclf")
+    except RuntimeError:  # no HOME, and a user whom the system does not know; some versions return "~/..." instead
+        return Path("~")
 
 
 def _in_package(source: Source) -> bool:
