@@ -23,19 +23,19 @@ def reattach() -> str | None:
     """
     if "DVC_EXP_BASELINE_REV" not in os.environ or Path.cwd() != paths.repository():
         return None  # `dvc repro`, or an experiment in a copy: DVC detached nothing here
-    commit, branch = _git("rev-parse", "HEAD"), _git("rev-parse", "--symbolic-full-name", "@{-1}")
-    killed = bool(_git("rev-parse", "-q", "--verify", f"{EXEC}EXEC_MERGE"))  # DVC deletes it when it ends well
-    here = commit == _git("rev-parse", "-q", "--verify", f"{EXEC}EXEC_HEAD")
+    commit, branch = git("rev-parse", "HEAD"), git("rev-parse", "--symbolic-full-name", "@{-1}")
+    killed = bool(git("rev-parse", "-q", "--verify", f"{EXEC}EXEC_MERGE"))  # DVC deletes it when it ends well
+    here = commit == git("rev-parse", "-q", "--verify", f"{EXEC}EXEC_HEAD")
     if not (commit and killed and here and branch.startswith("refs/heads/")):
         return None
-    if _git("symbolic-ref", "-q", "HEAD") or commit != _git("rev-parse", "-q", "--verify", branch):
+    if git("symbolic-ref", "-q", "HEAD") or commit != git("rev-parse", "-q", "--verify", branch):
         return None
-    _git("symbolic-ref", "-m", "imageclf: DVC has ended", "HEAD", branch)
+    git("symbolic-ref", "-m", "imageclf: DVC has ended", "HEAD", branch)
     return branch.removeprefix("refs/heads/")
 
 
-def _git(*arguments: str) -> str:
-    """The output of a git command, without the line's end; empty if it fails or git is not installed."""
+def git(*arguments: str) -> str:
+    """Return the output of a git command, without the line's end; nothing if it fails or git is not installed."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     except OSError:
