@@ -150,7 +150,7 @@ ARROWS = [
     ["tracking", "recorder", "reports", "resume", "significance", "summary", "progress", "fetch", "pack", "prepare"],
     ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder"],
     ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening"],
-    ["params", "yaml12", "paths", "runtime", "files", "errors", "raw", "cores"],
+    ["params", "yaml12", "paths", "runtime", "files", "errors", "detached", "raw", "cores"],
 ]
 """Imports point downwards; within a row they must not go round."""
 

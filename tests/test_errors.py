@@ -1,6 +1,7 @@
 """How a stage ends is all that DVC and the person see of a failure: exit code and last words of real processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,7 +74,34 @@ def test_a_failing_disk_is_one_line_and_1(body: str, sentence: str) -> None:
     assert end(body) == (1, f"error: {sentence}\n")
 
 
-@pytest.mark.parametrize("body", ["1 / 0", "raise OSError('a bug without an errno')"])
+SMALLER = "use a smaller batch_size or model"
+CPU = "set runtime.device to cpu in params.yaml"
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("CUDA out of memory. Tried to allocate 2 GiB.", f"out of memory ({{}}); {SMALLER}, or {CPU}"),
+        ("MPS backend out of memory (MPS allocated: 1 GB)", f"out of memory ({{}}); {SMALLER}, or {CPU}"),
+        ("DefaultCPUAllocator: can't allocate memory: 9 bytes", f"out of memory ({{}}); {SMALLER}"),
+        ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", f"the GPU failed ({{}}); {CPU}"),
+    ],
+)
+def test_a_device_that_fails_is_one_line_and_1(message: str, sentence: str) -> None:
+    assert end(f"raise RuntimeError({message!r})") == (1, f"error: {sentence.format(message.rstrip('.'))}\n")
+
+
+def test_the_memory_that_torch_and_numpy_are_refused_is_one_line() -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))"
+    for library, call in (("numpy", "numpy.ones(1 << 40)"), ("torch", "torch.ones(1 << 40)")):
+        code, said = end(f"import {library}; {limit}; {call}")
+        assert code == 1
+        assert re.fullmatch(r"error: out of memory \(.+\); use a smaller batch_size or model\n", said)
+
+
+@pytest.mark.parametrize(
+    "body", ["1 / 0", "raise RuntimeError('CUDA error: device-side assert')", "raise OSError('a bug without an errno')"]
+)
 def test_a_bug_is_a_traceback_and_1(body: str) -> None:
     code, said = end(body)
     assert code == 1
@@ -81,7 +109,7 @@ def test_a_bug_is_a_traceback_and_1(body: str) -> None:
     assert not said.splitlines()[-1].startswith("error:")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_it_with_the_signals_code_and_without_a_traceback(number: signal.Signals, code: int) -> None:
     process = start("print('ready', flush=True); time.sleep(60)")
     assert process.stdout is not None
@@ -92,7 +120,24 @@ def test_a_signal_ends_it_with_the_signals_code_and_without_a_traceback(number: 
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("second", "code", "saved"), [("SIGTERM", 143, "saved"), ("SIGINT", 143, "")])
+def test_only_a_second_ctrl_c_does_not_wait(second: str, code: int, saved: str) -> None:
+    kill = "os.kill(os.getpid(), errors.signal.{})"
+    body = f"with errors.deferred():\n        {kill.format('SIGTERM')}; {kill.format(second)}; print('saved')"
+    process = start(body)
+    said, _ = process.communicate()
+    assert (process.returncode, said.strip()) == (code, saved)
+
+
+def test_nohup_lets_a_stage_outlive_its_terminal() -> None:
+    body = "os.kill(os.getpid(), 1)\n    with errors.deferred():\n        os.kill(os.getpid(), 1)"
+    ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    program = f"{ignore}{HEAD}    {body}\n    print('lived')\n\nerrors.run(main)\n"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "lived\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_leaves_no_half_written_file(number: signal.Signals, tmp_path: Path) -> None:
     process = start(
         f"with files.replacing(files.Path({str(tmp_path)!r}, 'x')) as path:"

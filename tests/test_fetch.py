@@ -1,17 +1,20 @@
 """Only the right bytes ever stand under an archive's name, whatever servers, mirrors and the cache do."""
 
+import errno
 import gzip
 import hashlib
 import ipaddress
+import os
 import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -483,6 +486,91 @@ def test_the_cache_is_the_users_by_default(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "imageclf" in fetch.cache().parts
 
 
+@pytest.fixture
+def no_folder(tmp_path: Path) -> Path:
+    """A place where even root cannot create a folder: below a file."""
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "home"
+
+
+def test_without_a_place_for_the_cache_archives_are_fetched_all_the_same(
+    server: Server, raw: Path, no_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("IMAGECLF_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(no_folder))
+    for _ in range(2):
+        fetch_made(raw, server.at("wrong"), server.at("good"))
+    assert (names(raw), (raw / FILE).read_bytes()) == ([FILE], CONTENT)
+    assert server.requested == [f"/wrong/{FILE}", f"/good/{FILE}"] * 2
+    (first, second) = capsys.readouterr().out.splitlines()
+    assert (
+        first
+        == second
+        == (
+            f"cannot write to {fetch.cache()} (Not a directory): archives are not kept for the next time; "
+            "set IMAGECLF_CACHE to a folder for them"
+        )
+    )
+
+
+def no_home(_name: str) -> NoReturn:
+    raise RuntimeError("could not determine the home directory")
+
+
+@pytest.mark.parametrize("answer", [no_home, lambda name: Path("~/.cache", name)])
+def test_without_a_home_nothing_is_written_to_a_folder_called_tilde(
+    server: Server, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], Path]
+) -> None:
+    """A user id that the system does not know, as in a container, has no home."""
+    monkeypatch.delenv("IMAGECLF_CACHE")
+    monkeypatch.setattr(fetch.platformdirs, "user_cache_path", answer)
+    monkeypatch.chdir(tmp_path)
+    fetch_made(raw, server.at("good"))
+    assert names(raw) == [FILE]
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_chosen_cache_that_cannot_be_written_is_refused_by_name(
+    server: Server, raw: Path, no_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGECLF_CACHE", str(no_folder))
+    with pytest.raises(UserError, match=r"^IMAGECLF_CACHE: cannot write to .*/file/home \(Not a directory\); set it"):
+        fetch_made(raw, server.at("good"))
+    assert server.requested == []
+
+
+def test_a_cache_that_may_only_be_read_is_used(
+    server: Server, raw: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch_made(raw, server.at("good"))
+    (cache / ".half.tmp").touch()
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(fetch.tempfile, "TemporaryFile", refused)
+    monkeypatch.setattr(fetch.fcntl, "flock", refused)
+    (raw / FILE).unlink()
+    fetch_made(raw, server.at("good"))
+    assert (raw / FILE).read_bytes() == CONTENT
+    assert server.requested == [f"/good/{FILE}"]
+
+
+def test_a_cache_on_a_disk_without_locks_works(
+    server: Server, raw: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fetch.fcntl, "flock", refused)
+    cache.mkdir()
+    (cache / ".half.tmp").touch()
+    fetch_made(raw, server.at("good"))
+    assert names(raw) == [FILE]
+    assert names(cache) == [".half.tmp", archive_of(CONTENT).sha256]
+
+
 def test_what_else_is_in_the_folder_is_removed(server: Server, raw: Path, cache: Path) -> None:
     (raw / "folder").mkdir(parents=True)
     for stray in ("another-data-set.gz", ".made.bin.1.tmp", "folder/x"):
@@ -547,6 +635,7 @@ print(*sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert names(raw) == ["digits.csv.gz"]
+    assert names(fetch.cache()) == []
     assert files.sha256(raw / "digits.csv.gz") == DATASETS["digits"].files["digits.csv.gz"].sha256
     assert "sklearn" not in done.stdout.split()
 

@@ -1,8 +1,10 @@
 """A file is whole or absent, and one that is not what was written is refused."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -171,3 +173,17 @@ def test_verify_takes_the_right_file_and_no_other(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match="x is missing: run `dvc repro download`"):
         files.verify(path, digest, made_by="download")
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_disk_that_cannot_sync_a_folder_is_written_and_one_that_fails_is_not_trusted(
+    number: int, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output") if fails else nullcontext():
+        files.write_text(tmp_path / "x", "text")
+    assert (tmp_path / "x").read_text() == "text"

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -42,6 +43,57 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(name: str) ->
         pytest.skip(f"this machine has {name}")
     with pytest.raises(UserError, match=rf"runtime.device: torch sees no {name} here; there is .*cpu"):
         runtime.choose_device(name)
+
+
+NO_KERNELS = "CUDA error: no kernel image is available for execution on the device\nFor debugging consider ..."
+FULL = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.19 GiB"
+
+
+@pytest.fixture
+def broken_gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A device that torch sees, on which the first computation fails with a message of torch's."""
+
+    def fail(*_: object, device: torch.device | str, **__: object) -> NoReturn:
+        kind = torch.OutOfMemoryError if "out of memory" in request.param else RuntimeError
+        raise kind(request.param)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fail)
+
+
+@pytest.mark.usefixtures("broken_gpu")
+@pytest.mark.parametrize("broken_gpu", [NO_KERNELS], indirect=True)
+def test_auto_passes_over_a_device_that_does_not_compute_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert runtime.choose_device("auto") == CPU
+    reason = "CUDA error: no kernel image is available for execution on the device"
+    assert capsys.readouterr().out.splitlines() == [
+        f"runtime.device: {device} cannot be used ({reason}); auto takes the next device" for device in ("cuda", "mps")
+    ]
+
+
+@pytest.mark.usefixtures("broken_gpu")
+@pytest.mark.parametrize("broken_gpu", [NO_KERNELS], indirect=True)
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_asked_for_by_name_that_does_not_compute_is_refused(name: str) -> None:
+    with pytest.raises(
+        UserError, match=rf"^runtime.device: {name} cannot be used \(CUDA error: no .* device\); set it"
+    ):
+        runtime.choose_device(name)
+
+
+@pytest.mark.usefixtures("broken_gpu")
+@pytest.mark.parametrize(
+    "broken_gpu", [FULL, "CUDA error: CUDA-capable device(s) is/are busy or unavailable"], indirect=True
+)
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_device_that_others_fill_is_refused_even_with_auto(name: str) -> None:
+    with pytest.raises(UserError, match=r"^runtime.device: cuda is in use by other programs \(CUDA .*\); .* cpu in"):
+        runtime.choose_device(name)
+
+
+def test_a_device_that_computes_has_no_problem() -> None:
+    assert runtime.device_problem(CPU) is None
 
 
 @pytest.mark.usefixtures("eight_cores")

@@ -107,6 +107,19 @@ def test_metrics_params_and_status_arrive(bare: Path) -> None:
     ]
 
 
+def test_what_else_is_printed_and_the_lack_of_git_break_nothing(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A `sitecustomize` of the user's own prints in every Python; DVC needs no git program."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text("print('hello'); print(1); print('{}')")
+    process = start(PYTHONPATH=f"{site}:{SOURCE}", PATH=str(site))
+    output = finish(process)
+    assert process.returncode == 0
+    assert "tracking: recorded as 'no git commit'" in output
+    assert rows(root, "select name, status from runs") == [("no git commit", "FINISHED")]
+
+
 def test_four_processes_that_meet_no_database_all_get_their_run(bare: Path) -> None:
     processes = [start() for _ in range(4)]
     for process in processes:

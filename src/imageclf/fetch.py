@@ -4,10 +4,12 @@ A file comes under its final name only when it is whole and right. What was fetc
 its SHA-256 outside DVC's outputs, because DVC deletes `data/raw` before each re-run of `download`.
 """
 
+import errno
 import fcntl
 import importlib.util
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,19 +40,61 @@ def fetch(name: str, source: Source, folder: Path, mirror: str | None, progress:
     Raises `UserError` naming each place that was tried and what was wrong there.
     """
     files.keep_only(folder, set(source.files))
-    _sweep(cache())
+    kept = cache()
+    _sweep(kept)
+    whole = {file for file, archive in source.files.items() if _is_whole(kept / archive.sha256, archive)}
+    keeps = not _in_package(source) and (whole == set(source.files) or _writable(kept))
     for file, archive in source.files.items():
-        kept = cache() / archive.sha256
-        if not (kept.is_file() and files.sha256(kept) == archive.sha256):
-            _obtain(file, archive, list(_places(name, source, mirror)), kept, progress)
-        with files.replacing(folder / file) as temporary:
-            shutil.copyfile(kept, temporary)
+        places = list(_places(name, source, mirror))
+        if file not in whole:
+            _obtain(file, archive, places, kept / archive.sha256 if keeps else folder / file, progress)
+        if file in whole or keeps:
+            with files.replacing(folder / file) as temporary:
+                shutil.copyfile(kept / archive.sha256, temporary)
 
 
 def cache() -> Path:
-    """Where verified archives are kept: `IMAGECLF_CACHE`, else the user's cache folder."""
-    chosen = os.environ.get("IMAGECLF_CACHE")
-    return (paths.repository() / chosen) if chosen else platformdirs.user_cache_path("imageclf")
+    """Folder of the verified archives: `IMAGECLF_CACHE`, else the user's cache folder; relative if there is no home."""
+    if chosen := os.environ.get("IMAGECLF_CACHE"):
+        return paths.repository() / chosen
+    try:
+        return platformdirs.user_cache_path("imageclf")
+    except RuntimeError:  # no HOME, and a user whom the system does not know; some versions return "~/..." instead
+        return Path("~")
+
+
+def _in_package(source: Source) -> bool:
+    """Tell whether an installed package has the data set: keeping a second copy of it would gain nothing."""
+    return any(place.startswith("package:") for place in source.addresses)
+
+
+def _is_whole(path: Path, archive: Archive) -> bool:
+    try:
+        return path.is_file() and files.sha256(path) == archive.sha256
+    except OSError:  # a folder that we may not read
+        return False
+
+
+def _writable(folder: Path) -> bool:
+    """Tell whether `folder` can hold archives, and create it.
+
+    The user's cache folder may be missing or read-only, in a container for example: that is reported, and costs
+    one more download when the stage runs again. Raises `UserError` for an `IMAGECLF_CACHE` that cannot be written.
+    """
+    try:
+        if not folder.is_absolute():
+            raise FileNotFoundError(errno.ENOENT, "there is no home folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        problem = f"cannot write to {folder} ({error.strerror})"
+        if os.environ.get("IMAGECLF_CACHE"):
+            raise UserError(f"IMAGECLF_CACHE: {problem}; set it to another folder, or unset it") from None
+        print(
+            f"{problem}: archives are not kept for the next time; set IMAGECLF_CACHE to a folder for them", flush=True
+        )
+        return False
+    return True
 
 
 def _places(name: str, source: Source, mirror: str | None) -> Iterator[str]:
@@ -66,12 +110,13 @@ def _is_url(place: str) -> bool:
     return place.startswith(("http://", "https://"))
 
 
-def _obtain(file: str, archive: Archive, places: list[str], kept: Path, progress: bool) -> None:
+def _obtain(file: str, archive: Archive, places: list[str], target: Path, progress: bool) -> None:
+    """Write `file` to `target` from the first place that has the right one."""
     failures: list[str] = []
     for place in places:
         address = f"{place}/{file}"
         try:
-            with files.replacing(kept) as temporary, _held(temporary):
+            with files.replacing(target) as temporary, _held(temporary):
                 _copy(address, archive, temporary, progress)
                 _check(temporary, archive)
         except (ValueError, *_NO_FILE, requests.RequestException) as error:
@@ -86,16 +131,17 @@ def _obtain(file: str, archive: Archive, places: list[str], kept: Path, progress
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Hold a lock on a new file, which the kernel lets go of however this process ends."""
+    """Hold a lock on a new file, which the kernel releases however this process ends."""
     with path.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # some network disks know no locks, and so `_sweep` deletes nothing there
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _sweep(folder: Path) -> None:
-    """Take away what downloads that were killed have left in `folder`; those that go on hold their locks."""
+    """Delete what killed downloads have left in `folder`, if we may; downloads that are running hold their locks."""
     for path in folder.glob(".*.tmp"):
-        with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+        with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 

@@ -4,6 +4,7 @@ Outputs may be hard links into DVC's cache: opened in place they would be writte
 So every file is written under a temporary name in its folder and renamed over the old one.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -35,12 +36,20 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+_NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR}
+"""How network and FUSE disks answer if they cannot sync a folder (or a file) at all."""
+
+
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def keep_only(folder: Path, names: set[str]) -> None:

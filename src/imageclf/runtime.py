@@ -1,6 +1,7 @@
 """The machine: device, threads, precision; and the one source of randomness."""
 
 import os
+import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,18 +12,45 @@ import torch
 from torch import nn
 
 from imageclf.cores import allowed_cores
-from imageclf.errors import UserError
+from imageclf.errors import UserError, first_line
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is cuda, else mps, else cpu; raises `UserError` for one that this machine lacks."""
+    """Return the device `name`, or with `auto` the first of cuda, mps and cpu that computes.
+
+    With `auto` a device that torch sees and cannot use (its driver or its age) is reported and passed over. Raises
+    `UserError` for a device that was asked for by name, and for one whose memory others have filled: else the
+    device, and with it the last digits of every result, would depend on who else is computing.
+    """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, there in present.items() if there)
-    if not present[name]:
-        there = ", ".join(device for device, is_there in present.items() if is_there)
-        raise UserError(f"runtime.device: torch sees no {name} here; there is {there}, and auto chooses")
-    return torch.device(name)
+    for device in [device for device, there in present.items() if there and name in {"auto", device}]:
+        problem = None if device == "cpu" else device_problem(torch.device(device))
+        if problem is None:
+            return torch.device(device)
+        if re.search("out of memory|busy or unavailable", problem):
+            remedy = "wait until they end, or set it to cpu in params.yaml"
+            raise UserError(f"runtime.device: {device} is in use by other programs ({problem}); {remedy}")
+        if name != "auto":
+            raise UserError(
+                f"runtime.device: {device} cannot be used ({problem}); set it to cpu or auto in params.yaml"
+            )
+        print(f"runtime.device: {device} cannot be used ({problem}); auto takes the next device", flush=True)
+    there = ", ".join(device for device, is_there in present.items() if is_there)
+    raise UserError(f"runtime.device: torch sees no {name} here; there is {there}, and auto chooses")
+
+
+def device_problem(device: torch.device) -> str | None:
+    """Compute a little on the device; return the first line of torch's error, or None if all is well.
+
+    torch sees a device whose driver is too old, for which its build has no kernels, or whose memory is full.
+    """
+    try:
+        images = torch.ones(2, 1, 8, 8, device=device)
+        maps = nn.functional.conv2d(images, torch.ones(1, 1, 3, 3, device=device))  # cuDNN
+        (maps.flatten(1) @ torch.ones(36, 1, device=device)).sum().item()  # cuBLAS; `item` waits for the device
+    except (RuntimeError, AssertionError) as error:  # the second: a build of torch without CUDA
+        return first_line(error)
+    return None
 
 
 def allow_tf32(device: torch.device) -> None:

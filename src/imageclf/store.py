@@ -3,13 +3,14 @@
 import json
 import logging
 import os
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
+
+from imageclf.detached import git
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -79,8 +80,8 @@ class Store:
 
     def create_run(self, opening: Opening, **tags: str) -> "Run":
         """A new run, RUNNING, with the tags that lead back to the DVC experiment."""
-        commit = _git("rev-parse", "HEAD")
-        branch = _git("rev-parse", "--abbrev-ref", "HEAD")
+        commit = git("rev-parse", "HEAD")
+        branch = git("rev-parse", "--abbrev-ref", "HEAD")
         name = opening["experiment_name"]
         known = {
             "mlflow.source.name": f"stages/{opening['stage']}.py",
@@ -92,7 +93,7 @@ class Store:
         }
         return self.client.create_run(
             self.experiment_id,
-            run_name=name or f"{branch}@{commit[:7]}",
+            run_name=name or (f"{branch}@{commit[:7]}" if commit else "no git commit"),
             start_time=opening["time_ms"],
             tags={key: value for key, value in known.items() if value},
         )
@@ -125,11 +126,6 @@ def _tracking_uri(root: Path) -> str:
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
         return f"sqlite:///{root / uri.removeprefix('sqlite:///')}"
     return uri
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def _quieten() -> None:

@@ -129,11 +129,20 @@ class Recorder:
             received += block
             *lines, received = received.split(b"\n")
             for line in lines:
-                message = json.loads(line)
+                message = _parse(line)
                 if "end" in message:
                     return message["end"]
-                until = max(until, message["busy_until"])
+                until = max(until, message.get("busy_until", until))
         return f"tracking: MLflow did not answer for {PATIENCE_S:.0f} s; the run went on without a record"
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """Return the recorder's message; an empty one for what a library or a `sitecustomize` has printed there."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
 def _pump(outbox: "queue.SimpleQueue[bytes | None]", pipe: IO[bytes]) -> None:

@@ -1,5 +1,7 @@
 """A training that is killed, by whatever and whenever, ends in the very files that an undisturbed one leaves."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -7,6 +9,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -149,11 +153,12 @@ KILLERS: dict[str, Callable[[int], None]] = {
     "Ctrl-C": lambda pid: os.killpg(pid, signal.SIGINT),
     "SIGTERM to DVC": lambda pid: os.kill(pid, signal.SIGTERM),
     "SIGKILL to DVC": lambda pid: os.kill(pid, signal.SIGKILL),
+    "SIGTERM to all": lambda pid: os.killpg(pid, signal.SIGTERM),
     "SIGKILL to all": lambda pid: os.killpg(pid, signal.SIGKILL),
 }
 
 
-@pytest.mark.parametrize("killer", KILLERS)
+@pytest.mark.parametrize("killer", [name for name in KILLERS if name != "SIGTERM to all"])
 def test_repro_goes_on_after(killer: str, project: Project, undisturbed: str) -> None:
     before = locked(project)
     assert interrupt(project, KILLERS[killer], "dvc", "repro", "train") != 0
@@ -179,6 +184,73 @@ def test_an_experiment_in_a_copy_goes_on(project: Project, undisturbed: str) -> 
     project.run("dvc", "exp", "apply", "again")
     assert model(project) == undisturbed
     assert project.only_run("again").status == "FINISHED"
+
+
+def launch_in_terminal(project: Project, *command: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A command as the one job of a terminal of its own, and the terminal's other end: closing it hangs up."""
+    other_end, terminal = os.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        command,
+        cwd=project.root,
+        env={**clean_environment(), "IMAGECLF_CACHE": str(project.root / ".archives")},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=take_terminal,  # noqa: PLW1509 - one call of the system
+    )
+    os.close(terminal)
+    threading.Thread(target=read_all, args=(other_end,), daemon=True).start()
+    return process, other_end
+
+
+def read_all(descriptor: int) -> None:
+    """Read what a terminal shows, or the programs in it would wait."""
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 65536):
+            pass
+
+
+def test_a_killed_experiment_leaves_git_on_its_branch(project: Project) -> None:
+    """DVC detaches HEAD while an experiment runs in the workspace: commits made after a kill would be on no branch."""
+    (project.root / "README.md").write_text("edited by hand\n")
+    command = ("dvc", "exp", "run", "-n", "killed", "-S", "lr=0.002")
+    for killer in ("SIGKILL to DVC", "SIGTERM to all"):
+        for state in saved(project):
+            state.unlink()
+        assert interrupt(project, KILLERS[killer], *command) != 0
+        assert project.run("git", "symbolic-ref", "HEAD") == "refs/heads/main\n", killer
+        assert (project.root / "README.md").read_text() == "edited by hand\n"
+    said = (project.root / ".said").read_text()
+    sentence = "DVC was killed and had left git on a detached HEAD; git is on branch main again"
+    assert said.count(sentence) == 2
+    assert "DVC has ended; stopping" in said
+    assert "Traceback" not in said
+    output = project.run(*command)
+    assert "going on at epoch" in output
+    assert project.run("git", "symbolic-ref", "HEAD") == "refs/heads/main\n"
+    assert project.run("git", "log", "--format=%s") == "state\n"
+
+
+def test_a_closed_terminal_ends_an_experiment_like_any_other_kill(project: Project, undisturbed: str) -> None:
+    command = ("dvc", "exp", "run", "-n", "closed")
+    progress = project.root / "src/imageclf/progress.py"
+    as_committed = progress.read_text()
+    progress.write_text(as_committed + SLOWLY)
+    process, other_end = launch_in_terminal(project, *command)
+    wait_for(lambda: saved(project) or process.poll() is not None)
+    os.close(other_end)
+    assert process.wait(timeout=60) != 0
+    wait_for(lambda: not trainers(project))
+    progress.write_text(as_committed)
+    assert project.run("git", "symbolic-ref", "HEAD") == "refs/heads/main\n"
+    wait_for(lambda: project.only_run("closed").status == "KILLED")
+    assert "going on at epoch" in project.run(*command)
+    assert model(project) == undisturbed
 
 
 def test_another_training_starts_at_its_beginning(project: Project) -> None:

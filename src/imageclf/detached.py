@@ -1,0 +1,43 @@
+"""Put git back on its branch after a `dvc exp run` that was killed.
+
+DVC detaches HEAD while an experiment runs in the workspace, and puts it back at the end. If DVC is killed,
+HEAD stays detached, and commits made then are on no branch. The stage outlives DVC for a moment: it does
+what DVC would have done.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+from imageclf import paths
+
+EXEC = "refs/exps/exec/"
+"""The references that DVC keeps while an experiment runs."""
+
+
+def reattach() -> str | None:
+    """Point HEAD at the branch from which DVC detached it; call this only after DVC has ended.
+
+    Returns the branch's name, or None if there was nothing to do. Files and the index stay as they are: this
+    is done only if the branch is at the very commit that is checked out.
+    """
+    if "DVC_EXP_BASELINE_REV" not in os.environ or Path.cwd() != paths.repository():
+        return None  # `dvc repro`, or an experiment in a copy: DVC detached nothing here
+    commit, branch = git("rev-parse", "HEAD"), git("rev-parse", "--symbolic-full-name", "@{-1}")
+    killed = bool(git("rev-parse", "-q", "--verify", f"{EXEC}EXEC_MERGE"))  # DVC deletes it when it ends well
+    here = commit == git("rev-parse", "-q", "--verify", f"{EXEC}EXEC_HEAD")
+    if not (commit and killed and here and branch.startswith("refs/heads/")):
+        return None
+    if git("symbolic-ref", "-q", "HEAD") or commit != git("rev-parse", "-q", "--verify", branch):
+        return None
+    git("symbolic-ref", "-m", "imageclf: DVC has ended", "HEAD", branch)
+    return branch.removeprefix("refs/heads/")
+
+
+def git(*arguments: str) -> str:
+    """Return the output of a git command, without the line's end; nothing if it fails or git is not installed."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
