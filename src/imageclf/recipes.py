@@ -120,8 +120,9 @@ def missing(planned: dict[str, Values], known: dict[str, Experiment]) -> list[st
 
 def _why_stale(experiment: Experiment, wanted: Values) -> str | None:
     """Why an experiment is not what running `wanted` now would give; None if it is, or will be once it ends."""
-    had, keys = experiment.params, sorted((wanted.keys() | experiment.params.keys()) - {"runtime"})
-    different = [f"{key} {had.get(key)!r}, not {wanted.get(key)!r}" for key in keys if had.get(key) != wanted.get(key)]
+    keys = sorted((wanted.keys() | experiment.params.keys()) - {"runtime"})
+    pairs = [(key, experiment.params.get(key), wanted.get(key)) for key in keys]
+    different = [f"{key} {had!r}, not {new!r}" for key, had, new in pairs if params.as_list(had) != params.as_list(new)]
     if different:
         return f"with other parameters: {', '.join(different)}"
     if changed := experiments.changed_code(experiment):
