@@ -21,7 +21,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return moved
 
 
-def follow(epochs: int, steps: int, *, bar: bool, clock: SimpleNamespace, step_s: float = 0.1) -> None:
+def follow(epochs: int, steps: int, *, bar: bool, clock: SimpleNamespace, step_s: float = 0.125) -> None:
     """As `fit` does it: each step has a loss of 0.5, the first some more, and three of four images are right."""
     with Progress(epochs, steps, bar=bar) as shown:
         for number in range(1, epochs + 1):
@@ -97,6 +97,6 @@ def test_the_numbers_are_read_from_the_device_for_a_line_only(clock: SimpleNames
 
     with Progress(1, 250, bar=False) as shown:
         for step in range(1, 251):
-            clock.now += 0.1
+            clock.now += 0.125
             shown.step(Position(1, step, 32 * step, torch.zeros(250), Correct()))
     assert len(read) == 2
