@@ -93,4 +93,7 @@ def run(main: Callable[[], None]) -> None:
             sys.stdout.close()  # else Python tries once more at its end to write what cannot be, and exits with 120
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror}")
+    finally:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)  # one more would print a traceback while Python takes itself down
     os._exit(0)
