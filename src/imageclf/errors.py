@@ -22,6 +22,7 @@ class UserError(Exception):
 
 
 def _terminate(signum: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)  # a second one would print a traceback while Python ends
     sys.exit(128 + signum)
 
 
@@ -84,6 +85,7 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
@@ -93,7 +95,4 @@ def run(main: Callable[[], None]) -> None:
             sys.stdout.close()  # else Python tries once more at its end to write what cannot be, and exits with 120
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror}")
-    finally:
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_IGN)  # one more would print a traceback while Python takes itself down
     os._exit(0)
