@@ -1,6 +1,7 @@
 """What DVC's commands say becomes experiments; `test_recipes` runs the real queue."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,36 @@ def test_a_command_that_talks_to_the_workers_is_tried_again(monkeypatch: pytest.
     monkeypatch.setattr(experiments, "TRIES", 2)
     with pytest.raises(UserError, match="Expecting value"):
         experiments.insist("queue", "start")
+
+
+def test_git_is_told_apart_from_what_it_complains_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(UserError, match="git rev-parse: fatal: not a git repository"):
+        experiments.commit("HEAD")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="git was not found; install it or add it to PATH"):
+        experiments.commit("HEAD")
+
+
+@pytest.mark.parametrize("missing", ["user.name", "user.email"])
+def test_without_an_identity_the_commands_that_set_it_are_told(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in [key for key in os.environ if key.startswith("GIT_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    subprocess.run(["git", "init", "-q"], check=True)
+    commands = "`git config --global user.name you` and `git config --global user.email you@example.org`"
+    with pytest.raises(UserError, match=f"git has no user.name.*{commands}"):
+        experiments.check_identity()
+    for command in commands.replace("`", "").split(" and "):
+        subprocess.run(command.split(), check=True)
+    experiments.check_identity()
+    subprocess.run(["git", "config", "--global", "--unset", missing], check=True)
+    with pytest.raises(UserError, match=f"git has no {missing}"):
+        experiments.check_identity()
+    monkeypatch.setenv(f"GIT_COMMITTER_{missing.removeprefix('user.').upper()}", "somebody")
+    experiments.check_identity()

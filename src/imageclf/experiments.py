@@ -138,8 +138,25 @@ def run_dvc(*arguments: str, patience_s: float | None = None, **environment: str
 
 
 def git(*arguments: str) -> str:
-    """What `git ...` printed."""
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+    """What `git ...` printed; raises `UserError` if it fails or is not installed."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError("git was not found; install it or add it to PATH, as experiments are kept in git") from None
+    if done.returncode:
+        raise UserError(f"git {arguments[0]}: {done.stderr.strip() or f'ended with {done.returncode}'}")
+    return done.stdout
+
+
+def check_identity() -> None:
+    """Raise `UserError` if git has no name and e-mail address to put on an experiment."""
+    for key in ("user.name", "user.email"):
+        variable = f"GIT_COMMITTER_{key.removeprefix('user.').upper()}"
+        if variable not in os.environ and not git("config", "--default", "", "--get", key).strip():
+            raise UserError(
+                f"git has no {key}, and experiments are commits; tell git once who you are: "
+                "`git config --global user.name you` and `git config --global user.email you@example.org`"
+            )
 
 
 def _read(entry: dict[str, Any]) -> Experiment:

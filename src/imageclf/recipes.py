@@ -139,6 +139,8 @@ def run(names: Sequence[str], seeds: int, jobs: int, changes: Values) -> None:
     new = missing(planned, known)
     waiting = [name for name in planned if name in new or not known[name].complete]
     print(f"{len(planned) - len(waiting)} of {len(planned)} experiments are there already")
+    if new:
+        experiments.check_identity()
     experiments.forget_failed([name for name in new if name in known])
     _queue(new, planned)
     if waiting:
