@@ -38,5 +38,8 @@ def test_each_net_is_set_beside_its_permuted_twin(tmp_path: Path, monkeypatch: p
     said = [line for line in lines if line.startswith("- ")]
     assert [" cannot be told apart" in line for line in said] == [True, False, True]
     assert said[1].startswith("- study-cnn is better than study-cnn-permuted by 20.00 points")
+    monkeypatch.setattr("sys.argv", ["permuted", "--out", "kept/v1.2"])
+    permuted.main()
+    assert (tmp_path / "kept/v1.2.md").read_text() == "\n".join(lines).replace("permuted.png", "v1.2.png") + "\n"
     with Image.open(tmp_path / "metrics/permuted.png") as picture:
         picture.load()

@@ -153,7 +153,7 @@ def test_an_experiment_of_that_name_with_other_contents_is_told_with_the_way_out
     monkeypatch.setattr(experiments, "changed_code", lambda _experiment: code)
     with pytest.raises(UserError, match=re.escape(told)) as refusal:
         recipes.missing(recipes.plan(["fc500"], 1, {}), known(**changes))
-    assert str(refusal.value).endswith("`dvc exp remove fc500-s0` takes them away")
+    assert str(refusal.value).endswith("`uv run dvc exp remove fc500-s0` removes them")
 
 
 def test_a_failure_is_told_with_the_end_of_its_log(

@@ -114,7 +114,7 @@ def missing(planned: dict[str, Values], known: dict[str, Experiment]) -> list[st
     wrong = {name: reason for name, reason in reasons.items() if reason}
     if wrong:
         lines = "\n".join(f"{name} exists {reason}" for name, reason in wrong.items())
-        raise UserError(f"{lines}\n`dvc exp remove {' '.join(wrong)}` takes them away")
+        raise UserError(f"{lines}\n`uv run dvc exp remove {' '.join(wrong)}` removes them")
     return [name for name in planned if name not in stale]
 
 
@@ -172,7 +172,7 @@ def _follow(planned: dict[str, Values], jobs: int) -> None:
     except KeyboardInterrupt:
         print(
             "\nthe queue runs on in the background; the same command follows it again, "
-            "`dvc queue stop --kill` ends it, `dvc queue remove --queued` empties it"
+            "`uv run dvc queue stop --kill` ends it, `uv run dvc queue remove --queued` empties it"
         )
         raise
     if failed:
