@@ -1,5 +1,6 @@
 """`params.yaml` means the same to us as to DVC, and whatever is wrong in it is refused by name before any work."""
 
+import os
 import re
 import subprocess
 import sys
@@ -435,3 +436,34 @@ def test_no_heavy_import_stands_before_the_refusal(what: str) -> None:
     loaded = set(done.stdout.split())
     assert "imageclf.params" in loaded
     assert loaded & {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "pandas"} == set()
+
+
+def test_a_refusal_ends_with_the_way_back_if_the_file_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if git, which looks at the second and the size, has not noticed: DVC writes both within one second."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    path = Path("params.yaml")
+    path.write_text(COMMITTED)
+    for command in ("init -q", "add -A", "-c user.name=a -c user.email=b commit -q -m state"):
+        subprocess.run(["git", *command.split()], check=True)
+    before = path.stat()
+    path.write_text(COMMITTED.replace("lr: 0.001", "lr: -.001"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(
+        UserError, match=r"lr: should be greater than 0, got -0.001\n`git checkout HEAD params.yaml` re"
+    ):
+        params.load()
+    subprocess.run(["git", "checkout", "-q", "HEAD", "params.yaml"], check=True)
+    assert params.load().lr == 0.001
+    path.write_text("lr: 1\n")
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "-a", "-m", "bad"], check=True)
+    with pytest.raises(UserError, match="dataset: is missing") as refusal:
+        params.load()
+    assert "git checkout" not in str(refusal.value), "the committed file is no better"
+    path.write_text("lr: 2\n")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="dataset: is missing") as refusal:
+        params.load()
+    assert "git checkout" not in str(refusal.value), "the copy of a queued experiment"

@@ -5,9 +5,11 @@ What a knob means is said once, in `params.yaml`; here stand its type, its limit
 """
 
 import difflib
+import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -151,19 +153,19 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
 
 def load(path: Path = paths.PARAMS) -> Params:
     """Read and validate `path`; raises `UserError` with a line for each key that is wrong, and the way back."""
+    in_workspace = "DVC_ROOT" in os.environ and Path.cwd() == paths.repository()  # not in a queued experiment's copy
+    if in_workspace:
+        # DVC rewrites it, often in the same second and to the same size, which git takes for no change.
+        with suppress(OSError):
+            os.utime(path)
     try:
         return validate(yaml12.read(path), str(path))
     except UserError as error:
-        raise UserError(f"{error}{_way_back(path)}") from None
+        raise UserError(f"{error}{_way_back(path) if in_workspace else ''}") from None
 
 
 def _way_back(path: Path) -> str:
-    """The command that restores the committed file if this one differs: `dvc exp run -S` leaves a wrong value in it.
-
-    Nothing in the copy of the project that a queued experiment runs in: the working tree is not changed then.
-    """
-    if Path.cwd() != paths.repository():
-        return ""
+    """The command that restores the committed file if this one differs: `dvc exp run -S` leaves a wrong value in it."""
     try:
         changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", path], capture_output=True, check=False)
     except FileNotFoundError:  # no git
