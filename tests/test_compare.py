@@ -70,11 +70,14 @@ def test_a_name_is_all_its_seeds_or_else_one_experiment() -> None:
 
 def test_what_is_not_there_is_told() -> None:
     found = {name: experiment(name, 0.5) for name in ("a-s0", "a-s1", "b")}
-    with pytest.raises(UserError, match=r"no experiment c or c-s0 on this commit, only a, b: run"):
+    with pytest.raises(
+        UserError,
+        match=r"no experiment c or c-s0 on this commit, only a, b: `uv run python -m imageclf.recipes c` runs a recipe",
+    ):
         comparison.groups(["c"], found)
     with pytest.raises(UserError, match="only none"):
         comparison.groups(["c"], {})
-    with pytest.raises(UserError, match=re.escape("not all of a is there: a-s1 (running)")):
+    with pytest.raises(UserError, match=re.escape("not all of a has ended well: a-s1 (running)")):
         comparison.groups(["a"], {**found, "a-s1": experiment("a-s1", 0.5, state="running")})
     with pytest.raises(UserError, match="some have a seed in common"):
         comparison.groups(["a"], found)

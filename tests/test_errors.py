@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -158,3 +159,18 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new(tmp_path: Path) 
     assert (code, said) == (1, f"error: {tmp_path / 'x'}: File too large\n")
     assert names(tmp_path) == ["x"]
     assert (tmp_path / "x").read_text() == "old"
+
+
+def test_signals_while_python_ends_print_nothing() -> None:
+    """`uv run` passes a SIGTERM on to a process that has had it already."""
+    code = "from imageclf import errors; errors.run(lambda: (print('up', flush=True), __import__('time').sleep(60)))"
+    for pause_s in (0.0, 0.0001, 0.0003, 0.001):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=SOURCE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        while process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(pause_s)
+        assert (process.returncode, process.communicate()) == (143, (b"", b""))

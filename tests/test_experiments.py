@@ -1,9 +1,9 @@
-"""What DVC's commands say becomes experiments, and the end of each is seen; `test_recipes` runs the real queue."""
+"""What DVC's commands say becomes experiments; `test_recipes` runs the real queue."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,61 +67,6 @@ def test_a_finished_one_counts_before_a_failed_one_of_its_name(monkeypatch: pyte
     assert showing(monkeypatch, *reversed(tries))["a"].complete
 
 
-class Queue:
-    """A queue that ends one experiment at each look; git tells it, dvc lists it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *states: dict[str, str], workers: int = 1) -> None:
-        self.steps = iter(states)
-        self.states: dict[str, str] = {}
-        self.clock, self.workers = 0.0, workers
-        monkeypatch.setattr(experiments, "_git", self._git)
-        monkeypatch.setattr(
-            experiments, "run_dvc", lambda *_arguments, **_others: f"Worker status: 0 active, {self.workers} idle"
-        )
-        monkeypatch.setattr(experiments, "show", self._show)
-        monkeypatch.setattr(experiments, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: self.clock))
-
-    def _git(self, *_arguments: str) -> str:
-        self.states = next(self.steps, self.states)
-        return str(self.states)
-
-    def _sleep(self, seconds: float) -> None:
-        self.clock += seconds
-
-    def _show(self) -> dict[str, Experiment]:
-        if not self.states:
-            raise UserError("a copy that is about to be deleted")
-        return {name: Experiment(name, "", state, {}, {}, (), None) for name, state in self.states.items()}
-
-
-def test_each_experiment_is_told_once_as_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    Queue(
-        monkeypatch,
-        {"a": "running", "b": "queued", "other": "success"},
-        {},
-        {"a": "success", "b": "running"},
-        {"a": "success", "b": "failed"},
-    )
-    assert [(each.name, each.state) for each in experiments.ended(["a", "b"])] == [("a", "success"), ("b", "failed")]
-
-
-def test_a_slow_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    queue = Queue(monkeypatch, *[{"a": "running"}] * 500, {"a": "success"})
-    assert [each.name for each in experiments.ended(["a"])] == ["a"]
-    assert queue.clock > 10 * experiments.LOOK_S
-
-
-@pytest.mark.parametrize(
-    ("state", "way_out"),
-    [("running", "`dvc queue kill a`, then the same command"), ("queued", "To go on: the same")],
-)
-def test_a_dead_worker_is_not_waited_for(state: str, way_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    queue = Queue(monkeypatch, {"a": state}, workers=0)
-    with pytest.raises(UserError, match=f"a did not end, and no queue worker is left.*{way_out}"):
-        list(experiments.ended(["a"]))
-    assert queue.clock == pytest.approx(experiments.SILENT * experiments.LOOK_S, abs=9 * experiments.POLL_S)
-
-
 def test_code_that_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("src/used.py", "src/unused.py"):
@@ -149,3 +94,55 @@ def test_a_dvc_that_does_not_answer_is_left(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)  # `python -m` looks here first
     with pytest.raises(UserError, match=r"dvc exp show did not answer in 0\.5 s"):
         experiments.run_dvc("exp", "show", patience_s=0.5)
+
+
+def test_a_command_that_talks_to_the_workers_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it reads a message that a worker is still writing."""
+    tries: list[tuple[str, ...]] = []
+
+    def run_dvc(*arguments: str, **_others: Any) -> str:
+        tries.append(arguments)
+        if len(tries) != 3:
+            raise UserError("dvc queue status: ERROR: unexpected error - Expecting value: line 1 column 1 (char 0)")
+        return "Worker status"
+
+    monkeypatch.setattr(experiments, "run_dvc", run_dvc)
+    monkeypatch.setattr(experiments, "PAUSE_S", 0)
+    assert experiments.insist("queue", "status") == "Worker status"
+    assert tries == [("queue", "status")] * 3
+    monkeypatch.setattr(experiments, "TRIES", 2)
+    with pytest.raises(UserError, match="Expecting value"):
+        experiments.insist("queue", "start")
+
+
+def test_git_is_told_apart_from_what_it_complains_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(UserError, match="git rev-parse: fatal: not a git repository"):
+        experiments.commit("HEAD")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="git was not found; install it or add it to PATH"):
+        experiments.commit("HEAD")
+
+
+@pytest.mark.parametrize("missing", ["user.name", "user.email"])
+def test_without_an_identity_the_commands_that_set_it_are_told(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in [key for key in os.environ if key.startswith("GIT_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    subprocess.run(["git", "init", "-q"], check=True)
+    commands = "`git config --global user.name you` and `git config --global user.email you@example.org`"
+    with pytest.raises(UserError, match=f"git has no user.name.*{commands}"):
+        experiments.check_identity()
+    for command in commands.replace("`", "").split(" and "):
+        subprocess.run(command.split(), check=True)
+    experiments.check_identity()
+    subprocess.run(["git", "config", "--global", "--unset", missing], check=True)
+    with pytest.raises(UserError, match=f"git has no {missing}"):
+        experiments.check_identity()
+    monkeypatch.setenv(f"GIT_COMMITTER_{missing.removeprefix('user.').upper()}", "somebody")
+    experiments.check_identity()

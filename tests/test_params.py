@@ -1,5 +1,6 @@
 """`params.yaml` means the same to us as to DVC, and whatever is wrong in it is refused by name before any work."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml  # noqa: TID251 - to hold our loader against it
 from conftest import peak_below
+from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import ParseError, parse_yaml
 from imports import ROOT, SOURCE
 
@@ -73,7 +75,49 @@ def test_a_key_that_stands_twice_is_refused_as_dvc_refuses_it(text: str) -> None
 
 
 def test_the_committed_file_loads_and_holds_what_dvc_reads() -> None:
-    assert params.load(ROOT / "params.yaml").model_dump() == parse_yaml(COMMITTED, "params.yaml")
+    read = parse_yaml(COMMITTED, "params.yaml")
+    assert (read["channels"], read["hidden"]) == ("32, 64", 128)
+    assert params.load(ROOT / "params.yaml").model_dump() == {**read, "channels": [32, 64], "hidden": [128]}
+
+
+@pytest.mark.parametrize(
+    ("short", "long"), [("64", [64]), ("64, 32", [64, 32]), ("64,32", [64, 32]), ("[64]", [64]), ("[64, 32]", [64, 32])]
+)
+def test_widths_have_a_short_form(tmp_path: Path, short: str, long: list[int]) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(re.sub(r"(?m)^hidden: .*$", f"hidden: {short}", COMMITTED))
+    assert params.load(path).hidden == long
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("lr=0.005", "lr: 0.005"),
+        ("lr=1e-5", "lr: 1e-05"),
+        ("epochs=3", "epochs: 3"),
+        ("flip=true", "flip: true"),
+        ("model=mlp", "model: mlp"),
+        ("image_size=28", "image_size: 28"),
+        ("hidden=256", "hidden: 256"),
+        ("channels='16, 32, 64'", "channels: 16, 32, 64"),
+        ("hidden=[]", "hidden: []"),
+        ("folder='/a/my pics'", "folder: /a/my pics"),
+        ("runtime.device=cpu", "  device: cpu"),
+        ("runtime.mirror=/a/mirror", "  mirror: /a/mirror"),
+        ("runtime.checkpoint_minutes=0.5", "  checkpoint_minutes: 0.5"),
+    ],
+)
+def test_dvc_changes_one_line_and_keeps_its_comment(tmp_path: Path, change: str, line: str) -> None:
+    """Or `git diff` after `dvc exp run -S` shows lines that nobody changed."""
+    path = tmp_path / "params.yaml"
+    path.write_text(COMMITTED)
+    apply_overrides(path, [change])
+    before, after = COMMITTED.splitlines(), path.read_text().splitlines()
+    ((old, new),) = [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]]
+    assert new.split(" #")[0].rstrip() == line
+    assert new.split(" # ")[1] == old.split(" # ")[1]
+    assert new.index(" # ") == max(old.index(" # "), len(line))
+    params.load(path)
 
 
 @pytest.mark.parametrize(
@@ -197,8 +241,12 @@ def refusal(path: Path, content: str | bytes) -> str:
         ("mirror", "''", "runtime.mirror: string should have at least 1 character"),
         ("mirror", "[a]", "runtime.mirror: should be a valid string, got ['a']"),
         ("threads", "Auto", "runtime.threads: should be a valid integer, got 'Auto'; or 'auto'"),
-        ("channels", "32", "channels: should be a valid list, got 32"),
-        ("channels", "32, 64", "channels: should be a valid list, got '32, 64'"),
+        ("channels", "32.5", "channels: should be a valid list, got 32.5"),
+        ("channels", "32; 64", "channels: should be a valid list, got '32; 64'"),
+        ("channels", "32, 64,", "channels: should be a valid list, got '32, 64,'"),
+        ("channels", "true", "channels: should be a valid list, got True"),
+        ("channels", "'32'", "channels: should be a valid list, got '32', a text: take the quotes away"),
+        ("channels", "32, 0", "channels[1]: should be greater than or equal to 1, got 0"),
         ("channels", "[]", "channels: list should have at least 1 item"),
         ("channels", "[32, 0]", "channels[1]: should be greater than or equal to 1, got 0"),
         ("channels", "[[32]]", "channels[0]: should be a valid integer, got [32]"),
@@ -388,3 +436,34 @@ def test_no_heavy_import_stands_before_the_refusal(what: str) -> None:
     loaded = set(done.stdout.split())
     assert "imageclf.params" in loaded
     assert loaded & {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "pandas"} == set()
+
+
+def test_a_refusal_ends_with_the_way_back_if_the_file_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if git, which looks at the second and the size, has not noticed: DVC writes both within one second."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    path = Path("params.yaml")
+    path.write_text(COMMITTED)
+    for command in ("init -q", "add -A", "-c user.name=a -c user.email=b commit -q -m state"):
+        subprocess.run(["git", *command.split()], check=True)
+    before = path.stat()
+    path.write_text(COMMITTED.replace("lr: 0.001", "lr: -.001"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(
+        UserError, match=r"lr: should be greater than 0, got -0.001\n`git checkout HEAD params.yaml` re"
+    ):
+        params.load()
+    subprocess.run(["git", "checkout", "-q", "HEAD", "params.yaml"], check=True)
+    assert params.load().lr == 0.001
+    path.write_text("lr: 1\n")
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "-a", "-m", "bad"], check=True)
+    with pytest.raises(UserError, match="dataset: is missing") as refusal:
+        params.load()
+    assert "git checkout" not in str(refusal.value), "the committed file is no better"
+    path.write_text("lr: 2\n")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match="dataset: is missing") as refusal:
+        params.load()
+    assert "git checkout" not in str(refusal.value), "the copy of a queued experiment"

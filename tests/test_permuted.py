@@ -33,10 +33,13 @@ def test_each_net_is_set_beside_its_permuted_twin(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("sys.argv", ["permuted", "--seeds", "2", "--jobs", "3", "--set", "epochs=1"])
     permuted.main()
     assert asked[1:] == [2, 3, {"epochs": 1}]
-    lines = (tmp_path / "docs/permuted.md").read_text().splitlines()
+    lines = (tmp_path / "metrics/permuted.md").read_text().splitlines()
     assert [line.split()[1] for line in lines if line.startswith("| study")] == asked[0]
     said = [line for line in lines if line.startswith("- ")]
     assert [" cannot be told apart" in line for line in said] == [True, False, True]
     assert said[1].startswith("- study-cnn is better than study-cnn-permuted by 20.00 points")
-    with Image.open(tmp_path / "docs/permuted.png") as picture:
+    monkeypatch.setattr("sys.argv", ["permuted", "--out", "kept/v1.2"])
+    permuted.main()
+    assert (tmp_path / "kept/v1.2.md").read_text() == "\n".join(lines).replace("permuted.png", "v1.2.png") + "\n"
+    with Image.open(tmp_path / "metrics/permuted.png") as picture:
         picture.load()

@@ -478,7 +478,7 @@ def test_preprocess_takes_the_knobs_of_params_yaml(project: Path) -> None:
     text = path.read_text()
     for old, new in [
         ("val_fraction: 0.1", "val_fraction: 0.5"),
-        ("image_size: null", "image_size: 6"),
+        ("image_size: ", "image_size: 6 "),
         ("pad: 0", "pad: 1"),
         ("normalize: standard", "normalize: unit"),
         ("permute: false", "permute: true"),
@@ -500,7 +500,7 @@ def test_preprocess_takes_the_knobs_of_params_yaml(project: Path) -> None:
 
 def test_two_digits_make_a_binary_case(project: Path) -> None:
     path = project / "params.yaml"
-    path.write_text(path.read_text().replace("classes: null", "classes: [3, 8]"))
+    path.write_text(path.read_text().replace("classes: ", "classes: [3, 8] "))
     download.main()
     preprocess.main()
     prepared = splits.read(project / "data" / "processed")

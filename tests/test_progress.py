@@ -1,32 +1,43 @@
 """What a person reads while a net trains: without a terminal, plain lines with the right numbers, and few of them."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from imageclf import progress
 from imageclf.fit import Epoch, Position
 from imageclf.progress import Progress
 
 EPOCH = Epoch(1, 0.1, 0.25, 0.875, 0.5, 0.75)
 
 
-def follow(epochs: int, steps: int, *, bar: bool) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time, which only the test moves."""
+    moved = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: moved.now))
+    return moved
+
+
+def follow(epochs: int, steps: int, *, bar: bool, clock: SimpleNamespace, step_s: float = 0.125) -> None:
     """As `fit` does it: each step has a loss of 0.5, the first some more, and three of four images are right."""
-    with Progress(epochs, steps, bar=bar) as progress:
+    with Progress(epochs, steps, bar=bar) as shown:
         for number in range(1, epochs + 1):
             losses = torch.full((steps,), 0.5, dtype=torch.float64)
             losses[0] += 0.125 * number
             for step in range(1, steps + 1):
-                progress.step(Position(number, step, 8 * step, losses, torch.tensor(6 * step)))
-            progress.epoch(Epoch(number, 0.1, 0.25, 0.875, 0.5, 0.75))
+                clock.now += step_s
+                shown.step(Position(number, step, 8 * step, losses, torch.tensor(6 * step)))
+            shown.epoch(Epoch(number, 0.1, 0.25, 0.875, 0.5, 0.75))
 
 
 @pytest.mark.parametrize("bar", [True, False], ids=["asked for a bar", "asked for none"])
-def test_without_a_terminal_there_is_a_line_every_100_steps_and_one_an_epoch(
-    bar: bool, capsys: pytest.CaptureFixture[str]
+def test_without_a_terminal_there_is_a_line_per_epoch_and_one_every_ten_seconds(
+    bar: bool, clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    follow(2, 250, bar=bar)
+    follow(2, 250, bar=bar, clock=clock)
     told = capsys.readouterr()
     assert told.out.splitlines() == [
         "epoch 1/2, step 100/250: loss 0.5012, accuracy 75.00%",
@@ -39,23 +50,26 @@ def test_without_a_terminal_there_is_a_line_every_100_steps_and_one_an_epoch(
     assert told.err == ""
 
 
-def test_epochs_of_fewer_steps_have_a_line_each_and_no_more(capsys: pytest.CaptureFixture[str]) -> None:
-    follow(3, 99, bar=True)
+@pytest.mark.parametrize(("steps", "step_s"), [(1000, 0.0099), (99, 1.0)], ids=["short epochs", "few steps"])
+def test_short_epochs_and_those_of_few_steps_have_a_line_each_and_no_more(
+    steps: int, step_s: float, clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    follow(3, steps, bar=True, clock=clock, step_s=step_s)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
 
 
 def test_without_validation_no_val_scores_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress(1, 1, bar=False) as progress:
-        progress.epoch(Epoch(1, 0.1, 0.25, 0.875, None, None))
+    with Progress(1, 1, bar=False) as shown:
+        shown.epoch(Epoch(1, 0.1, 0.25, 0.875, None, None))
     assert capsys.readouterr().out == "epoch 1/1: train loss 0.2500, accuracy 87.50%\n"
 
 
 def test_a_terminal_gets_a_bar_and_the_lines_of_the_epochs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    follow(2, 250, bar=True)
+    follow(2, 250, bar=True, clock=clock)
     told = capsys.readouterr()
     assert "500/500" in told.err
     assert "loss 0.5012, accuracy 75.00%" in told.err
@@ -63,16 +77,16 @@ def test_a_terminal_gets_a_bar_and_the_lines_of_the_epochs(
 
 
 def test_a_terminal_without_a_bar_gets_the_lines(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    follow(1, 100, bar=False)
+    follow(1, 100, bar=False, clock=clock)
     told = capsys.readouterr()
     assert told.out.startswith("epoch 1/1, step 100/100: loss 0.5012, accuracy 75.00%\n")
     assert told.err == ""
 
 
-def test_the_numbers_are_read_from_the_device_every_100_steps_only() -> None:
+def test_the_numbers_are_read_from_the_device_for_a_line_only(clock: SimpleNamespace) -> None:
     """A reading waits for the device."""
     read: list[int] = []
 
@@ -81,7 +95,8 @@ def test_the_numbers_are_read_from_the_device_every_100_steps_only() -> None:
             read.append(1)
             return 1.0
 
-    with Progress(1, 250, bar=False) as progress:
+    with Progress(1, 250, bar=False) as shown:
         for step in range(1, 251):
-            progress.step(Position(1, step, 32 * step, torch.zeros(250), Correct()))
+            clock.now += 0.125
+            shown.step(Position(1, step, 32 * step, torch.zeros(250), Correct()))
     assert len(read) == 2

@@ -1,7 +1,11 @@
 """recipes.yaml holds what params.yaml accepts, DVC gets it unchanged, and what ran before is not run again."""
 
 import json
+import os
 import re
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from dvc.utils.hydra import apply_overrides
 from imports import ROOT
 from project import Project
 
-from imageclf import compare, experiments, params, permuted, recipes, yaml12
+from imageclf import compare, experiments, follow, params, permuted, recipes, yaml12
 from imageclf.errors import UserError
 from imageclf.experiments import Experiment
 
@@ -149,7 +153,7 @@ def test_an_experiment_of_that_name_with_other_contents_is_told_with_the_way_out
     monkeypatch.setattr(experiments, "changed_code", lambda _experiment: code)
     with pytest.raises(UserError, match=re.escape(told)) as refusal:
         recipes.missing(recipes.plan(["fc500"], 1, {}), known(**changes))
-    assert str(refusal.value).endswith("`dvc exp remove fc500-s0` takes them away")
+    assert str(refusal.value).endswith("`uv run dvc exp remove fc500-s0` removes them")
 
 
 def test_a_failure_is_told_with_the_end_of_its_log(
@@ -159,9 +163,9 @@ def test_a_failure_is_told_with_the_end_of_its_log(
     log.write_text("".join(f"line {number}\n\n" for number in range(100)))
     failed = known(state="failed", metrics={}, log=log)["fc500-s0"]
     monkeypatch.setattr(experiments, "start", lambda _jobs: None)
-    monkeypatch.setattr(experiments, "ended", lambda _names: iter([*known().values(), failed]))
+    monkeypatch.setattr(follow, "ended", lambda _names, _revive: iter([*known().values(), failed]))
     with pytest.raises(UserError, match="1 of 2 failed: fc500-s0"):
-        recipes._follow(["fc500-s1", "fc500-s0"], 1)
+        recipes._follow(recipes.plan(["fc500"], 2, {}), 1)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["1/2 fc500-s0: test accuracy 98.00%", "2/2 fc500-s0: failed"]
     assert lines[2:] == [f"    line {number}" for number in range(100 - recipes.TAIL, 100)]
@@ -203,3 +207,36 @@ def test_recipes_run_once_and_can_be_compared(tmp_path: Path) -> None:
     assert run.status == "FINISHED"
     assert run.metrics["wide/accuracy/mean"] == [numbers["groups"]["wide"]["scores"]["accuracy"]["mean"]]
     assert {path.name for path in run.artifacts.iterdir()} == {"comparison.md", "comparison.json", "comparison.png"}
+
+
+@pytest.mark.pipeline
+def test_a_worker_that_dies_is_replaced_and_nothing_is_trained_twice(tmp_path: Path) -> None:
+    """As on a busy machine, when it reads a message that is still being written."""
+    project = Project(tmp_path)
+    (project.root / "recipes.yaml").write_text(TINY)
+    project.commit()
+    queue = project.root / ".dvc/tmp/exps"
+    killed: list[Path] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if running := list(queue.glob("run/*/*.json")):
+                os.kill(int((queue / "celery/dvc-exp-worker-1.pid").read_text()), signal.SIGKILL)
+                killed.extend(running)
+                return
+            time.sleep(0.1)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    output = project.run(
+        *["python", "-m", "imageclf.recipes", "narrow", "--seeds", "2"],
+        *["--set", "runtime.tracking=false", "--set", "runtime.threads=1"],
+    )
+    killer.join()
+    assert len(killed) == 1
+    assert output.count("DVC's queue worker ended before its time: starting it again\n") == 1
+    assert output.count("queued narrow-s0\n") == 2
+    assert sorted(re.findall(r"[12]/2 (\S+): test accuracy", output)) == ["narrow-s0", "narrow-s1"]
+    log = project.run("dvc", "queue", "logs", "narrow-s0")
+    assert "Stage 'train' is cached - skipping run" in log, "the first worker's training was left to end"

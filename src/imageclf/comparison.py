@@ -75,10 +75,13 @@ def _group(name: str, found: dict[str, Experiment]) -> Group:
         have = sorted({re.sub(r"-s\d+$", "", each) for each in found})
         raise UserError(
             f"there is no experiment {name} or {name}-s0 on this commit, only {', '.join(have) or 'none'}: "
-            f"run `python -m imageclf.recipes {name}`, or name the commit with --rev"
+            f"`uv run python -m imageclf.recipes {name}` runs a recipe, and --rev names another commit"
         )
     if unfinished := [f"{each.name} ({each.state})" for each in members if not each.complete]:
-        raise UserError(f"not all of {name} is there: {', '.join(unfinished)}; `python -m imageclf.recipes` goes on")
+        raise UserError(
+            f"not all of {name} has ended well: {', '.join(unfinished)}; "
+            "the command that queued it, `uv run python -m imageclf.recipes ...`, follows it or runs it again"
+        )
     _check_sample(name, members)
     return Group(name, {each.params["seed"]: each for each in sorted(members, key=lambda each: each.params["seed"])})
 

@@ -48,6 +48,7 @@ def _device_failure(error: BaseException) -> str | None:
 
 
 def _terminate(signum: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)  # a second one would print a traceback while Python ends
     if signum == signal.SIGHUP:
         _drop_terminal()
     sys.exit(128 + signum)
@@ -140,6 +141,7 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         _say("interrupted")
         sys.exit(130)
     except (RuntimeError, MemoryError) as error:

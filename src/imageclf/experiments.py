@@ -1,7 +1,6 @@
 """DVC's experiments as values: what there is on a commit, what each gave, and the queue that runs more.
 
-Everything goes through DVC's own commands, each of which costs a second; between them git tells whether
-anything has happened, as DVC keeps each experiment as a git reference.
+Everything goes through DVC's own commands, each of which costs a second or more.
 """
 
 import functools
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,8 @@ from typing import Any
 from imageclf.cores import allowed_cores
 from imageclf.errors import UserError
 
-POLL_S = 1.0
-LOOK_S = 30.0
-"""Even when git shows nothing new, DVC is asked this often: a worker may have died."""
-SILENT = 5
-"""Looks in a row at which no worker answered: on a busy machine two were silent twice, and worked."""
+PAUSE_S, TRIES = 1.0, 3
+"""A command may read a message that a worker is still writing, and fails then: kombu's `Expecting value`."""
 SHOW_S = 120.0
 """`dvc exp show` takes seconds, or for ever: a copy that it reads may be deleted under it (a thread of pygit2 dies)."""
 
@@ -71,47 +67,17 @@ def queue(name: str, overrides: list[str]) -> None:
 
 def start(jobs: int) -> None:
     """Start workers in the background, `jobs` in all, for everything that is queued; they share the cores."""
-    run_dvc("queue", "start", "--jobs", str(jobs), OMP_NUM_THREADS=str(max(1, allowed_cores() // jobs)))
-
-
-def ended(names: Collection[str]) -> Iterator[Experiment]:
-    """Each of the named experiments as it ends, well or not; raises `UserError` when no worker is left to end them."""
-    waiting, last, looked, alone = set(names), "", 0.0, 0
-    while waiting:
-        news, now = _git("for-each-ref", "refs/exps"), time.monotonic()
-        if news == last and now - looked < LOOK_S:
-            time.sleep(POLL_S)
-            continue
-        alone = alone + 1 if news == last and "0 active, 0 idle" in run_dvc("queue", "status") else 0
-        last, looked = news, now
-        found = _show_while_running()
-        over = [found[name] for name in sorted(waiting & found.keys()) if found[name].state in {"success", "failed"}]
-        yield from over
-        waiting -= {each.name for each in over}
-        if alone == SILENT and waiting:
-            running = sorted(name for name in waiting & found.keys() if found[name].state == "running")
-            kill = f"`dvc queue kill {' '.join(running)}`, then " if running else ""
-            raise UserError(
-                f"{', '.join(sorted(waiting))} did not end, and no queue worker is left; the last one's words are in "
-                f".dvc/tmp/exps/celery. To go on: {kill}the same command again"
-            )
-
-
-def _show_while_running() -> dict[str, Experiment]:
-    try:
-        return show()
-    except UserError:
-        return {}  # `dvc exp show` reads the copies that workers are about to delete: seen next time
+    insist("queue", "start", "--jobs", str(jobs), OMP_NUM_THREADS=str(max(1, allowed_cores() // jobs)))
 
 
 def commit(revision: str) -> str:
     """The full name of a commit."""
-    return _git("rev-parse", "--verify", revision).strip()
+    return git("rev-parse", "--verify", revision).strip()
 
 
 def changed_code(experiment: Experiment) -> list[str]:
     """The files of code that its stages depend on and that have changed since it was queued."""
-    return _git("diff", "--name-only", experiment.revision, "--", *experiment.code).splitlines()
+    return git("diff", "--name-only", experiment.revision, "--", *experiment.code).splitlines()
 
 
 @functools.cache
@@ -130,6 +96,16 @@ def forget_failed(names: Collection[str]) -> None:
     """Take failed experiments off the queue's list, where they would stand beside a second try."""
     if names:
         run_dvc("queue", "remove", *names)
+
+
+def insist(*arguments: str, **environment: str) -> str:
+    """`run_dvc` of a command that talks to the workers, again if it fails."""
+    for _ in range(TRIES - 1):
+        try:
+            return run_dvc(*arguments, patience_s=None, **environment)
+        except UserError:
+            time.sleep(PAUSE_S)
+    return run_dvc(*arguments, patience_s=None, **environment)
 
 
 def run_dvc(*arguments: str, patience_s: float | None = None, **environment: str) -> str:
@@ -161,8 +137,26 @@ def run_dvc(*arguments: str, patience_s: float | None = None, **environment: str
         return said
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+def git(*arguments: str) -> str:
+    """What `git ...` printed; raises `UserError` if it fails or is not installed."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError("git was not found; install it or add it to PATH, as experiments are kept in git") from None
+    if done.returncode:
+        raise UserError(f"git {arguments[0]}: {done.stderr.strip() or f'ended with {done.returncode}'}")
+    return done.stdout
+
+
+def check_identity() -> None:
+    """Raise `UserError` if git has no name and e-mail address to put on an experiment."""
+    for key in ("user.name", "user.email"):
+        variable = f"GIT_COMMITTER_{key.removeprefix('user.').upper()}"
+        if variable not in os.environ and not git("config", "--default", "", "--get", key).strip():
+            raise UserError(
+                f"git has no {key}, and experiments are commits; tell git once who you are: "
+                "`git config --global user.name you` and `git config --global user.email you@example.org`"
+            )
 
 
 def _read(entry: dict[str, Any]) -> Experiment:

@@ -5,12 +5,15 @@ What a knob means is said once, in `params.yaml`; here stand its type, its limit
 """
 
 import difflib
+import os
 import re
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from imageclf import paths, yaml12
@@ -19,6 +22,23 @@ from imageclf.errors import UserError
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def as_list(value: object) -> object:
+    """Numbers in their short form, `128` or `32, 64`, as a list; anything else unchanged.
+
+    DVC writes a list over several lines. The short form stays on one, so `git diff` shows what `-S` changed, no more.
+    """
+    match value:
+        case str() if re.fullmatch(r"[0-9]{1,9}(, *[0-9]{1,9})+", value):
+            return [int(part) for part in value.split(",")]
+        case int() if not isinstance(value, bool):
+            return [value]
+        case _:
+            return value
+
+
+SHORT_FORM = BeforeValidator(as_list)
 
 
 class _Strict(BaseModel):
@@ -69,10 +89,10 @@ class TrainParams(_Strict):
         "resnet34",
         "resnet50",
     ]
-    channels: Annotated[list[Count], Field(min_length=1)]
+    channels: Annotated[list[Count], Field(min_length=1), SHORT_FORM]
     kernel_size: Annotated[int, Field(ge=1, le=31)]
     conv_padding: Literal["same", "valid"]
-    hidden: list[Count]
+    hidden: Annotated[list[Count], SHORT_FORM]
     width: Annotated[float, Field(gt=0, le=16)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     loss: Literal["cross_entropy", "nll", "kl_div", "mse", "l1"]
@@ -132,8 +152,25 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
 
 
 def load(path: Path = paths.PARAMS) -> Params:
-    """Read and validate `path`; raises `UserError` with a line for each key that is wrong."""
-    return validate(yaml12.read(path), str(path))
+    """Read and validate `path`; raises `UserError` with a line for each key that is wrong, and the way back."""
+    in_workspace = "DVC_ROOT" in os.environ and Path.cwd() == paths.repository()  # not in a queued experiment's copy
+    if in_workspace:
+        # DVC rewrites it, often in the same second and to the same size, which git takes for no change.
+        with suppress(OSError):
+            os.utime(path)
+    try:
+        return validate(yaml12.read(path), str(path))
+    except UserError as error:
+        raise UserError(f"{error}{_way_back(path) if in_workspace else ''}") from None
+
+
+def _way_back(path: Path) -> str:
+    """The command that restores the committed file if this one differs: `dvc exp run -S` leaves a wrong value in it."""
+    try:
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", path], capture_output=True, check=False)
+    except FileNotFoundError:  # no git
+        return ""
+    return f"\n`git checkout HEAD {path}` restores the committed file" if changed.returncode == 1 else ""
 
 
 def validate(content: dict[str, Any], source: str) -> Params:

@@ -1,6 +1,7 @@
-"""How far training is: a bar on a terminal, a plain line every 100 steps elsewhere."""
+"""How far training is: a bar on a terminal, elsewhere a plain line per epoch and, in long ones, every 10 seconds."""
 
 import sys
+import time
 from types import TracebackType
 from typing import Self
 
@@ -10,6 +11,8 @@ from imageclf.fit import Epoch, Position
 
 EVERY = 100
 """Steps between two readings of loss and accuracy: each waits for the device."""
+PAUSE_S = 10.0
+"""Seconds, at least, between two lines when there is no bar."""
 
 
 class Progress:
@@ -18,6 +21,7 @@ class Progress:
     def __init__(self, epochs: int, steps: int, *, done: int = 0, bar: bool) -> None:
         self._epochs, self._steps = epochs, steps
         self._bar = tqdm(total=epochs * steps, initial=done, unit="step", disable=None if bar else True)
+        self._said_at = time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -30,13 +34,14 @@ class Progress:
     def step(self, at: Position) -> None:
         """After each step; the losses and the count of correct images are the epoch's so far."""
         self._bar.update()
-        if at.step % EVERY == 0:
+        if at.step % EVERY == 0 and (not self._bar.disable or time.monotonic() - self._said_at >= PAUSE_S):
             assert at.losses is not None
             assert at.correct is not None
             said = f"loss {at.losses[: at.step].mean().item():.4f}, accuracy {at.correct.item() / at.images:.2%}"
             self._bar.set_postfix_str(said, refresh=False)
             if self._bar.disable:
                 print(f"epoch {at.epoch}/{self._epochs}, step {at.step}/{self._steps}: {said}", flush=True)
+                self._said_at = time.monotonic()
 
     def epoch(self, epoch: Epoch) -> None:
         """A line for the epoch, above the bar if there is one."""
@@ -48,3 +53,4 @@ class Progress:
             f"train loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}{val}",
             file=sys.stdout,
         )
+        self._said_at = time.monotonic()

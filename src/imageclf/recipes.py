@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from imageclf import errors, experiments, params, paths, yaml12
+from imageclf import errors, experiments, follow, params, paths, yaml12
 from imageclf.errors import UserError
 from imageclf.experiments import Experiment
 
@@ -114,14 +114,15 @@ def missing(planned: dict[str, Values], known: dict[str, Experiment]) -> list[st
     wrong = {name: reason for name, reason in reasons.items() if reason}
     if wrong:
         lines = "\n".join(f"{name} exists {reason}" for name, reason in wrong.items())
-        raise UserError(f"{lines}\n`dvc exp remove {' '.join(wrong)}` takes them away")
+        raise UserError(f"{lines}\n`uv run dvc exp remove {' '.join(wrong)}` removes them")
     return [name for name in planned if name not in stale]
 
 
 def _why_stale(experiment: Experiment, wanted: Values) -> str | None:
     """Why an experiment is not what running `wanted` now would give; None if it is, or will be once it ends."""
-    had, keys = experiment.params, sorted((wanted.keys() | experiment.params.keys()) - {"runtime"})
-    different = [f"{key} {had.get(key)!r}, not {wanted.get(key)!r}" for key in keys if had.get(key) != wanted.get(key)]
+    keys = sorted((wanted.keys() | experiment.params.keys()) - {"runtime"})
+    pairs = [(key, experiment.params.get(key), wanted.get(key)) for key in keys]
+    different = [f"{key} {had!r}, not {new!r}" for key, had, new in pairs if params.as_list(had) != params.as_list(new)]
     if different:
         return f"with other parameters: {', '.join(different)}"
     if changed := experiments.changed_code(experiment):
@@ -138,27 +139,40 @@ def run(names: Sequence[str], seeds: int, jobs: int, changes: Values) -> None:
     new = missing(planned, known)
     waiting = [name for name in planned if name in new or not known[name].complete]
     print(f"{len(planned) - len(waiting)} of {len(planned)} experiments are there already")
+    if new:
+        experiments.check_identity()
     experiments.forget_failed([name for name in new if name in known])
-    for name in new:
+    _queue(new, planned)
+    if waiting:
+        _follow({name: planned[name] for name in waiting}, jobs)
+
+
+def _queue(names: Iterable[str], planned: dict[str, Values]) -> None:
+    for name in names:
         experiments.queue(name, [override(key, value) for key, value in planned[name].items()])
         print(f"queued {name}", flush=True)
-    if waiting:
-        _follow(waiting, jobs)
 
 
-def _follow(names: list[str], jobs: int) -> None:
+def _follow(planned: dict[str, Values], jobs: int) -> None:
     """Run the queue and print a line for each experiment as it ends; raises `UserError` in the end if one failed."""
-    failed: list[str] = []
+    names, failed = list(planned), []
+
+    def revive(left: list[str]) -> None:
+        print("DVC's queue worker ended before its time: starting it again", flush=True)
+        experiments.forget_failed(left)
+        _queue(left, planned)
+        experiments.start(jobs)
+
     try:
         experiments.start(jobs)
-        for number, experiment in enumerate(experiments.ended(names), start=1):
+        for number, experiment in enumerate(follow.ended(names, revive), start=1):
             print(f"{number}/{len(names)} {experiment.name}: {_outcome(experiment)}", flush=True)
             if not experiment.complete:
                 failed.append(experiment.name)
     except KeyboardInterrupt:
         print(
-            "\nthe queue goes on in the background; the same command follows it again, "
-            "`dvc queue stop --kill` ends it, `dvc queue remove --queued` empties it"
+            "\nthe queue runs on in the background; the same command follows it again, "
+            "`uv run dvc queue stop --kill` ends it, `uv run dvc queue remove --queued` empties it"
         )
         raise
     if failed:

@@ -59,7 +59,7 @@ BAD: list[tuple[str, bytes, str]] = [
     ("no", put("flip", "flip: no"), "flip: should be a valid boolean, got 'no'"),
     ("float for an integer", put("epochs", "epochs: 1e3"), "epochs: should be a valid integer"),
     ("list for a scalar", put("lr", "lr: [0.1]"), "lr: should be a valid number"),
-    ("scalar for a list", put("hidden", "hidden: 128"), "hidden: should be a valid list"),
+    ("scalar for a list", put("classes", "classes: cat"), "classes: should be a valid list"),
     ("nothing", put("lr", "lr:"), "lr: should be a valid number, got None"),
     ("wrong item", put("channels", "channels: [32, x]"), "channels[1]: should be a valid integer"),
     # not YAML
