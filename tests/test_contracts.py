@@ -149,7 +149,7 @@ ARROWS = [
     ["compare", "publication", "comparison", "recipes", "experiments"],
     ["tracking", "recorder", "reports", "resume", "significance", "summary", "progress", "fetch", "pack", "prepare"],
     ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder"],
-    ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening"],
+    ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening", "fonts"],
     ["params", "yaml12", "paths", "runtime", "files", "errors", "raw", "cores"],
 ]
 """Imports point downwards; within a row they must not go round."""
