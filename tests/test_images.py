@@ -17,9 +17,10 @@ from imports import ROOT, SOURCE
 from numpy.typing import NDArray
 from PIL import Image
 
-from imageclf import images
+from imageclf import members as many
 from imageclf.errors import UserError
-from imageclf.images import Member, UnreadableError, decode, decode_members, shape_of_first
+from imageclf.images import UnreadableError, decode
+from imageclf.members import Member, decode_members, shape_of_first
 
 # A corner, an edge and a field of their own, so that no turn or mirror image of it is the same.
 SCENE = np.full((6, 8, 3), (200, 40, 90), np.uint8)
@@ -361,8 +362,8 @@ def numbered(count: int) -> dict[str, bytes]:
 def test_members_come_in_their_order_whatever_the_workers(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "POOL_FROM", 1)
-    monkeypatch.setattr(images, "BATCH", 16)
+    monkeypatch.setattr(many, "POOL_FROM", 1)
+    monkeypatch.setattr(many, "BATCH", 16)
     members = member_file(tmp_path / "images", numbered(300))
     example = first_of(tmp_path / "images", members)
     assert example == ("0000.png", (3, 2, 3))
@@ -381,7 +382,7 @@ def test_members_come_in_their_order_whatever_the_workers(
 def test_sizes_that_differ_are_refused_with_two_examples(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "POOL_FROM", 1)
+    monkeypatch.setattr(many, "POOL_FROM", 1)
     sizes = {"broken": b"", "a": encoded(SCENE), "b": encoded(SCENE[:5]), "c": encoded(SCENE[:4])}
     members = member_file(tmp_path / "images", sizes)
     example = first_of(tmp_path / "images", members)
@@ -404,11 +405,11 @@ def test_the_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, signal, sys; sys.path.insert(0, {str(SOURCE)!r})
 from pathlib import Path
-from imageclf import images
+from imageclf import members as many
 if __name__ == "__main__":
-    images.POOL_FROM, images.BATCH = 1, 1
-    members = [images.Member(*member) for member in {[tuple(member) for member in members]!r}]
-    batches = images.decode_members(Path({str(tmp_path / "images")!r}), members, ("a", (3, 2, 3)), None, 2)
+    many.POOL_FROM, many.BATCH = 1, 1
+    members = [many.Member(*member) for member in {[tuple(member) for member in members]!r}]
+    batches = many.decode_members(Path({str(tmp_path / "images")!r}), members, ("a", (3, 2, 3)), None, 2)
     next(batches)
     import multiprocessing
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)

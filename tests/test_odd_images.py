@@ -100,15 +100,15 @@ def fits() -> bytes:
 PSD = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, SIDE, SIDE, 8, 3) + bytes(12) + bytes(2 + 3 * SIDE * SIDE)
 RGB_GREY = np.repeat(GREY[:, :, None], 3, axis=2)
 CMYK = Image.fromarray(SCENE).convert("CMYK")
-WIDE = np.tile(GREY[:1].astype("<u2") * 257, (SIDE, 1))
-"""16-bit grey, none of it beyond the range."""
+WIDE = GREY.astype("<u2") * 257
+"""16-bit gray that uses the whole range."""
 ONE_BIT = np.where(GREY[:, :, None] > 127, 255, 0).astype(np.uint8).repeat(3, axis=2)
 
 ODD: dict[str, tuple[bytes, NDArray[np.uint8] | str]] = {
     # name: (content, its pixels (height, width, 3), or the reason why it gives none)
     **{f"exif-{number}.png": (turned(number), SCENE) for number in range(1, 9)},
     "grey.png": (encoded(GREY), RGB_GREY),
-    "16-bit-grey.png": (encoded(WIDE), np.repeat(np.tile(GREY[:1], (SIDE, 1))[:, :, None], 3, axis=2)),
+    "16-bit-grey.png": (encoded(WIDE), RGB_GREY),
     "palette.png": (encoded(palette()), SCENE),
     "palette.gif": (encoded(palette(), "GIF"), SCENE),
     "palette-transparent.png": (encoded(palette(), transparency=bytes(4)), np.zeros_like(SCENE)),

@@ -27,6 +27,9 @@ IMAGES_TAR, IMAGES_MANIFEST = "images.tar", "manifest.json"
 
 Pixels = NDArray[np.uint8]
 
+FACTS = np.dtype([("digest", np.uint64), ("traits", np.uint16)])
+"""What is known of an image file besides its pixels: the first bytes of its SHA-256, and its `images.Trait`s."""
+
 
 @dataclass(frozen=True)
 class Images:
@@ -34,10 +37,12 @@ class Images:
 
     labels: class indices, (N,) int64.
     chunks: starts over from the first image; each chunk is (n, channels, height, width) uint8, n <= CHUNK.
+    facts: `FACTS` of each image's file, (N,); None for published sets.
     """
 
     labels: NDArray[np.int64]
     chunks: Callable[[], Iterator[Pixels]]
+    facts: NDArray[np.void] | None = None
 
 
 class LeftOut(NamedTuple):
@@ -49,16 +54,20 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class RawData:
-    """Everything that `data/raw` holds: `splits` has `train` and, where the source names one, `test`.
+    """Everything that `data/raw` holds: `splits` has `train` and, if the source names them, `val` and `test`.
 
     image_shape: (channels, height, width) of every image.
     skipped: each file that was found and is not among the images.
+    found: how many files of your own images there were; None for published sets.
+    gray16_bits: how many of the 16 bits of 16-bit gray images are used.
     """
 
     splits: dict[str, Images]
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     skipped: tuple[LeftOut, ...] = ()
+    found: int | None = None
+    gray16_bits: int = 16
 
 
 def chunk_length(image_shape: tuple[int, int, int]) -> int:
