@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imageclf import files, npy, params, paths, recipes, splits, yaml12
-from imageclf.prepare import stratified
+from imageclf.partition import stratified
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path("../shared/datasets")

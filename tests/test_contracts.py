@@ -148,8 +148,8 @@ ARROWS = [
     ["permuted"],
     ["compare", "publication", "comparison", "recipes", "experiments"],
     ["tracking", "recorder", "reports", "resume", "significance", "summary", "progress", "fetch", "pack", "prepare"],
-    ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder", "members"],
-    ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening", "fonts"],
+    ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder", "members", "census"],
+    ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening", "fonts", "partition"],
     ["params", "yaml12", "paths", "runtime", "files", "errors", "raw", "cores"],
 ]
 """Imports point downwards; within a row they must not go round."""

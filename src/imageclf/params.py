@@ -6,6 +6,7 @@ What a knob means is said once, in `params.yaml`; here stand its type, its limit
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -116,7 +117,7 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        names = [str(name) for name in self.classes or ()]
+        names = [unicodedata.normalize("NFC", str(name)) for name in self.classes or ()]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"classes: {twice[0]!r} stands twice")
         moving = [key for key in ("shift", "flip", "cutout") if getattr(self, key)]
