@@ -16,7 +16,7 @@ SENTENCES = {
     Trait.CMYK: "in CMYK, converted without color profiles",
     Trait.TURNED: "turned upright as their EXIF data says",
     Trait.SQUEEZED: f"squeezed to a square by image_size although one side is more than {SQUEEZED} times the other",
-    Trait.COLOR16: "in 16-bit color, of which the high byte is used",
+    Trait.COLOR16: "in 16-bit color, or 16-bit gray with transparency, of which the high byte is used",
     Trait.CLIPPED: "with 16-bit values above the range, which become white",
 }
 
@@ -124,7 +124,7 @@ def _on_traits(traits: dict[Trait, int], used: int, gray16_bits: int) -> Iterato
     if 0 < (gray := traits.get(Trait.GRAY, 0)) < used:
         yield f"{gray:,} of the {used:,} images are gray: they become color images with three equal channels"
     if told := [f"{traits[trait]:,} {sentence}" for trait, sentence in SENTENCES.items() if trait in traits]:
-        yield f"images {'; '.join(told)}"
+        yield f"images: {'; '.join(told)}"
     if flat := traits.get(Trait.FLAT):
         yield (
             f"{flat:,} of the {used:,} images use less than a tenth of the levels 0..255: "
