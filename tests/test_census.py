@@ -173,7 +173,7 @@ def test_identical_files_are_counted_across_and_within_splits(tmp_path: Path) ->
 
 def odd_images() -> dict[str, bytes]:
     half = Image.fromarray(noise(1))
-    half.putalpha(Image.fromarray(np.repeat(np.uint8([[0, 255]]), 4, axis=1).repeat(8, 0)))
+    half.putalpha(Image.fromarray(np.repeat(np.array([[0, 255]], np.uint8), 4, axis=1).repeat(8, 0)))
     opaque = Image.fromarray(noise(2))
     opaque.putalpha(255)
     frames = [Image.fromarray(noise(seed)) for seed in (3, 4)]

