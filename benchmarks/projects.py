@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import ROOT
 from imageclf import files, npy, params, paths, recipes, splits, yaml12
 from imageclf.errors import UserError
-from imageclf.prepare import stratified
+from imageclf.partition import stratified
 
 COMMON_CHANGES: dict[str, Any] = {
     "val_fraction": 0.1,  # imageclf validates after each epoch, on images that no competitor trains on

@@ -39,7 +39,7 @@ def evaluate(machine: params.RuntimeParams, data: splits.Prepared, recorder: Rec
     """Predict the test split, then write numbers, tables and pictures."""
     import torch
 
-    from imageclf import checkpoint, reports, runtime, scoring
+    from imageclf import checkpoint, fonts, reports, runtime, scoring
     from imageclf.batches import Batches
     from imageclf.losses import LOSSES
 
@@ -63,7 +63,9 @@ def evaluate(machine: params.RuntimeParams, data: splits.Prepared, recorder: Rec
         plot = paths.PLOTS / f"{name}.png"
         reports.plot_predictions(plot, images[rows], labels[rows], probabilities[rows], classes)
     files.write_json(paths.TEST_SCORES, {"test": scores})
-    print(f"test accuracy {scores['accuracy']:.2%}, top-5 {scores['top5']:.2%}, loss {scores['loss']:.4f}")
+    top5 = f"top-5 {scores['top5']:.2%}, " if len(classes) > 5 else ""  # else it is 100% whatever the net says
+    print(f"test accuracy {scores['accuracy']:.2%}, {top5}loss {scores['loss']:.4f}")
+    print(fonts.note(classes), end="")
 
     recorder.scores({"test": scores}, step=recipe["epoch"])
     recorder.artifacts([paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS])

@@ -37,6 +37,7 @@ def main() -> None:
     )
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["counts"].items()))
     print(f"{counts} images of {'x'.join(map(str, manifest['image_shape']))}")
+    print("".join(f"{note}\n" for note in manifest.get("notes", ())), end="")
     print(list_skipped(manifest["skipped"], paths.PROCESSED / splits.MANIFEST), end="")
 
 

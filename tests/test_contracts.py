@@ -151,6 +151,9 @@ ARROWS = [
     ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder"],
     ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening"],
     ["params", "yaml12", "paths", "runtime", "files", "errors", "detached", "raw", "cores"],
+    ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder", "members", "census"],
+    ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening", "fonts", "partition"],
+    ["params", "yaml12", "paths", "runtime", "files", "errors", "raw", "cores"],
 ]
 """Imports point downwards; within a row they must not go round."""
 

@@ -17,9 +17,10 @@ from imports import ROOT, SOURCE
 from numpy.typing import NDArray
 from PIL import Image
 
-from imageclf import images
+from imageclf import members as many
 from imageclf.errors import UserError
-from imageclf.images import Member, UnreadableError, decode, decode_members, shape_of_first
+from imageclf.images import HEADER, Trait, UnreadableError, decode, is_gray16, to_rgb
+from imageclf.members import Member, decode_members, measure_gray16, shape_of_first
 
 # A corner, an edge and a field of their own, so that no turn or mirror image of it is the same.
 SCENE = np.full((6, 8, 3), (200, 40, 90), np.uint8)
@@ -96,6 +97,66 @@ def test_16_bit_colour_is_scaled_in_the_same_way() -> None:
     levels = np.array([0, 255, 256, 32768, 65535], ">u2")
     data = png(width=5, height=1, depth=16, colour=2, rows=np.repeat(levels, 3).tobytes())
     assert np.array_equal(decode(data), grey([[0, 0, 1, 128, 255]]))
+
+
+@pytest.mark.parametrize("bits", [8, 9, 12, 16])
+def test_16_bit_gray_is_scaled_from_its_range_and_clipped_above(bits: int) -> None:
+    top = 2**bits - 1
+    values = np.array([[0, 1, top // 2, top, min(top + 1, 65535), 65535]]).astype("<u2")
+    expected = [0, 1 >> (bits - 8), 127, 255, 255, 255]
+    assert np.array_equal(decode(encoded(Image.fromarray(values)), gray16_bits=bits), grey([expected]))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_16_bit_gray_is_turned_upright(orientation: int) -> None:
+    scene = Image.fromarray((SCENE[:, :, 0].astype("<u2") << 8) + 7)
+    turn, exif = TURNS[orientation - 1], Image.Exif()
+    exif[0x0112] = orientation
+    turned = scene if turn is None else scene.transpose(turn)
+    assert np.array_equal(decode(encoded(turned, exif=exif.tobytes())), grey(SCENE[:, :, 0].tolist()))
+
+
+def test_a_16_bit_gray_value_that_is_named_transparent_becomes_black() -> None:
+    image = Image.fromarray(np.array([[300, 4095, 65535]]).astype("<u2"))
+    assert np.array_equal(decode(encoded(image, transparency=65535), gray16_bits=12), grey([[18, 255, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("colour", "values", "traits"),
+    [
+        (0, 1, Trait.GRAY | Trait.GRAY16),
+        (2, 3, Trait.COLOR16),
+        (4, 2, Trait.COLOR16 | Trait.TRANSPARENT),
+        (6, 4, Trait.COLOR16 | Trait.TRANSPARENT),
+    ],
+)
+def test_the_traits_of_every_kind_of_16_bit_png(colour: int, values: int, traits: Trait) -> None:
+    data = png(width=2, height=1, depth=16, colour=colour, rows=np.full(2 * values, 4095, ">u2").tobytes())
+    assert to_rgb(data, None, gray16_bits=16).traits == traits
+    assert is_gray16(data[:HEADER]) == (colour == 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_largest_16_bit_gray_value_is_found_among_all_kinds_of_files(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "POOL_FROM", 1)
+    monkeypatch.setattr(many, "BATCH", 2)
+    deep = {f"{top}": encoded(Image.fromarray(np.array([[top, 3]]).astype("<u2"))) for top in (9, 700, 1023, 12)}
+    others = {"8": encoded(SCENE), "jpeg": encoded(SCENE, "JPEG"), "text": b"text", "empty": b"", "cut": deep["9"][:40]}
+    assert measure_gray16(tmp_path / "f", member_file(tmp_path / "f", others | deep), workers) == 10
+    assert measure_gray16(tmp_path / "f", member_file(tmp_path / "f", {"9": deep["9"]}), workers) == 8
+    assert measure_gray16(tmp_path / "f", member_file(tmp_path / "f", {"8": others["8"]}), workers) is None
+
+
+def test_a_gif_that_is_damaged_behind_its_first_frame_is_still_an_image() -> None:
+    frames = [Image.new("L", (4, 4), level) for level in (9, 99, 199)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    first = to_rgb(data, None, gray16_bits=16)
+    assert first.traits & Trait.ANIMATED
+    for end in range(len(data) - 60, len(data)):
+        cut = to_rgb(data[:end], None, gray16_bits=16)
+        assert np.array_equal(np.asarray(cut.image), np.asarray(first.image))
 
 
 def test_a_palette_is_looked_up() -> None:
@@ -361,8 +422,8 @@ def numbered(count: int) -> dict[str, bytes]:
 def test_members_come_in_their_order_whatever_the_workers(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "POOL_FROM", 1)
-    monkeypatch.setattr(images, "BATCH", 16)
+    monkeypatch.setattr(many, "POOL_FROM", 1)
+    monkeypatch.setattr(many, "BATCH", 16)
     members = member_file(tmp_path / "images", numbered(300))
     example = first_of(tmp_path / "images", members)
     assert example == ("0000.png", (3, 2, 3))
@@ -381,7 +442,7 @@ def test_members_come_in_their_order_whatever_the_workers(
 def test_sizes_that_differ_are_refused_with_two_examples(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "POOL_FROM", 1)
+    monkeypatch.setattr(many, "POOL_FROM", 1)
     sizes = {"broken": b"", "a": encoded(SCENE), "b": encoded(SCENE[:5]), "c": encoded(SCENE[:4])}
     members = member_file(tmp_path / "images", sizes)
     example = first_of(tmp_path / "images", members)
@@ -404,11 +465,11 @@ def test_the_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, signal, sys; sys.path.insert(0, {str(SOURCE)!r})
 from pathlib import Path
-from imageclf import images
+from imageclf import members as many
 if __name__ == "__main__":
-    images.POOL_FROM, images.BATCH = 1, 1
-    members = [images.Member(*member) for member in {[tuple(member) for member in members]!r}]
-    batches = images.decode_members(Path({str(tmp_path / "images")!r}), members, ("a", (3, 2, 3)), None, 2)
+    many.POOL_FROM, many.BATCH = 1, 1
+    members = [many.Member(*member) for member in {[tuple(member) for member in members]!r}]
+    batches = many.decode_members(Path({str(tmp_path / "images")!r}), members, ("a", (3, 2, 3)), None, 2)
     next(batches)
     import multiprocessing
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)

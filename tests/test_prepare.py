@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 
 from imageclf import datasets, splits
 from imageclf.errors import UserError
-from imageclf.prepare import prepare, stratified
+from imageclf.partition import stratified
+from imageclf.prepare import prepare
 from imageclf.raw import Images, RawData
 from imageclf.splits import Prepared
 from stages import download, preprocess
@@ -174,11 +175,19 @@ def test_without_a_val_fraction_there_is_no_val(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("val_fraction", "split"), [(0.001, "val"), (0.999, "train")])
-def test_a_split_that_would_be_empty_is_refused(tmp_path: Path, val_fraction: float, split: str) -> None:
-    with pytest.raises(UserError, match=f"val_fraction: {val_fraction} of these 300 images leaves none for {split}"):
-        run(tmp_path, val_fraction=val_fraction)
+def test_a_val_split_that_would_be_empty_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"val_fraction: 0.001 of these 300 images leaves none for val; 0 trains on"):
+        run(tmp_path, val_fraction=0.001)
     assert names(tmp_path) == []
+
+
+def test_a_val_fraction_that_leaves_a_class_no_training_image_is_refused_and_a_working_one_named(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match=r"0.999 leaves no image of 'a', 'b', 'c' to train on; .* one: 0.964 works"):
+        run(tmp_path, val_fraction=0.999)
+    assert names(tmp_path) == []
+    assert np.bincount(run(tmp_path, val_fraction=0.964)["train"].labels).min() >= 1
 
 
 def test_too_few_images_for_a_test_split_are_refused(tmp_path: Path) -> None:

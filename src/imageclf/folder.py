@@ -5,19 +5,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from imageclf import files
 from imageclf.errors import UserError
-from imageclf.images import Member, decode_members, shape_of_first
-from imageclf.raw import IMAGES_MANIFEST, IMAGES_TAR, Images, RawData, Spool
+from imageclf.members import Member, decode_members, measure_gray16, shape_of_first
+from imageclf.raw import IMAGES_MANIFEST, IMAGES_TAR, Images, LeftOut, RawData, Spool
 
 
 def read(folder: Path, image_size: int | None, workers: int, progress: bool) -> RawData:
     """Decode the images in `folder`, resized to `image_size` if there is one; broken files are left out and told.
 
-    Decoded pixels wait in a file without a name beside `folder`. Raises `UserError` where the images differ
-    in size, and where a class is left without any.
+    Decoded pixels wait in a file without a name next to `folder`. The range of 16-bit gray is measured on the
+    images in train/. Raises `UserError` if the images differ in size, and if a class is left without any.
     """
     tar = folder / IMAGES_TAR
     manifest = files.read_manifest(folder / IMAGES_MANIFEST, made_by="download")
@@ -28,15 +29,25 @@ def read(folder: Path, image_size: int | None, workers: int, progress: bool) -> 
         raise UserError(f"none of the {len(members):,} files in {tar} is an image that can be read")
     spool = Spool(folder.parent, example[1])
     unreadable: dict[str, str] = {}
+    facts: list[NDArray[np.void]] = []
+    gray16_bits = measure_gray16(tar, [member for member in members if member.name.startswith("train/")], workers) or 16
     with tqdm(desc="decoding", total=len(members), unit=" images", disable=None if progress else True) as bar:
-        for batch in decode_members(tar, members, example, image_size, workers):
+        for batch in decode_members(tar, members, example, image_size, workers, gray16_bits=gray16_bits):
             spool.append(batch.pixels)
+            facts.append(batch.facts)
             unreadable |= batch.unreadable
             bar.update(len(batch.pixels) + len(batch.unreadable))
     names = [member.name for member in members if member.name not in unreadable]
     _check_classes(manifest["classes"], [member.name for member in members], names)
-    skipped = (*manifest["skipped"], *(f"{name}: {reason}" for name, reason in unreadable.items()))
-    return RawData(_splits(names, manifest["classes"], spool), tuple(manifest["classes"]), example[1], skipped)
+    skipped = (*(LeftOut(*pair) for pair in manifest["skipped"]), *(LeftOut(*pair) for pair in unreadable.items()))
+    return RawData(
+        _splits(names, manifest["classes"], spool, np.concatenate(facts)),
+        tuple(manifest["classes"]),
+        example[1],
+        skipped,
+        manifest["found"],
+        gray16_bits,
+    )
 
 
 def _check_classes(classes: list[str], packed: list[str], names: list[str]) -> None:
@@ -49,13 +60,14 @@ def _check_classes(classes: list[str], packed: list[str], names: list[str]) -> N
             raise UserError(f"{place}: none of its {count:,} files is an image that can be read; take the class away")
 
 
-def _splits(names: list[str], classes: list[str], spool: Spool) -> dict[str, Images]:
+def _splits(names: list[str], classes: list[str], spool: Spool, facts: NDArray[np.void]) -> dict[str, Images]:
     """The images by split: in the order of names each split is one piece."""
     index = {name: number for number, name in enumerate(classes)}
     splits: dict[str, Images] = {}
-    for split in ("train", "test"):
+    for split in ("train", "val", "test"):
         rows = [row for row, name in enumerate(names) if name.startswith(f"{split}/")]
         if rows:
+            first, last = rows[0], rows[-1] + 1
             labels = np.array([index[names[row].split("/")[1]] for row in rows], np.int64)
-            splits[split] = Images(labels, partial(spool.chunks, rows[0], rows[-1] + 1))
+            splits[split] = Images(labels, partial(spool.chunks, first, last), facts[first:last])
     return splits

@@ -1,33 +1,28 @@
-"""One image file to pixels, and many of them on all cores.
+"""One image file to pixels.
 
 The content decides what a file is, never its name. Whatever the file holds becomes upright 8-bit RGB:
 
-    palette, grey, 1-bit, CMYK    converted; colour profiles are not applied
+    palette, gray, 1-bit, CMYK    converted; color profiles are not applied
     transparency                  laid over black
-    16-bit grey                   its high byte, as Pillow does with 16-bit colour
+    16-bit gray                   the lowest `gray16_bits` bits are scaled to 8, what is larger becomes white
+    16-bit color                  its high byte, as Pillow reads it
     EXIF orientation              applied
     animations                    the first frame
+
+What was done, and could matter to a person, is noted in the image's `Trait`s.
 """
 
 import io
-import multiprocessing
-import os
-import signal
-import threading
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
-from pathlib import Path
+from enum import IntFlag, auto
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from imageclf.errors import UserError
-from imageclf.raw import Pixels, chunk_length
+from imageclf.raw import Pixels
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 """What Pillow may try: its other decoders are rarely needed and have had most of its security holes."""
@@ -35,170 +30,155 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 MAX_PIXELS = 50_000_000
 """A larger image is refused by its header alone: this many pixels decode to 200 MB."""
 
-BATCH = 256
-"""Images decoded by one task of the pool, at most."""
+HEADER = 26
+"""Bytes of a PNG file up to its color type: what `is_gray16` needs."""
 
-POOL_FROM = 2000
-"""Files from which a pool is worth the half second that it takes to start."""
+ORIENTATION = int(ExifTags.Base.Orientation)
+
+SQUEEZED = 2
+"""Times that the long side of an image must be the short one for `Trait.SQUEEZED`."""
 
 
 class UnreadableError(Exception):
     """A file that gives no image; the message is the reason."""
 
 
+class Trait(IntFlag):
+    """What an image file holds beyond upright 8-bit color; a set of these fits into 16 bits."""
+
+    GRAY = auto()
+    GRAY16 = auto()
+    COLOR16 = auto()
+    CLIPPED = auto()
+    """16-bit gray with values above the range."""
+    TRANSPARENT = auto()
+    CMYK = auto()
+    TURNED = auto()
+    ANIMATED = auto()
+    SQUEEZED = auto()
+    FLAT = auto()
+    """All pixels within a tenth of the 256 levels."""
+
+
+class Decoded(NamedTuple):
+    """An upright RGB image, and the `Trait`s of its file."""
+
+    image: Image.Image
+    traits: int
+
+
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """What Pillow only warns of, it can decode; entered once for many images, since that takes a while."""
+def without_warnings() -> Iterator[None]:
+    """Silence what Pillow only warns of: it can decode it. Enter once for many images, since that takes a while."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-@_without_warnings()
-def decode(data: bytes, image_size: int | None = None) -> Pixels:
+@without_warnings()
+def decode(data: bytes, image_size: int | None = None, gray16_bits: int = 16) -> Pixels:
     """A file's image, upright, (3, height, width); `image_size` makes it a square of that side (antialiased bilinear).
 
     Raises `UnreadableError`.
     """
-    return np.ascontiguousarray(np.asarray(_open(data, image_size)).transpose(2, 0, 1))
+    return np.ascontiguousarray(np.asarray(to_rgb(data, image_size, gray16_bits).image).transpose(2, 0, 1))
 
 
-def _open(data: bytes, image_size: int | None) -> Image.Image:
+def to_rgb(data: bytes, image_size: int | None, gray16_bits: int) -> Decoded:
+    """As `decode`, but to a Pillow image; the trait FLAT is left to those who have many pixels at hand."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise Image.DecompressionBombError  # noqa: TRY301 - as Pillow does for larger ones still
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        rgb = _to_rgb(image)
-    except MemoryError:
-        raise  # no fault of the file
-    except Image.DecompressionBombError:
-        raise UnreadableError(f"more than {MAX_PIXELS // 10**6} million pixels") from None
-    except UnidentifiedImageError:
-        raise UnreadableError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image") from None
+        image = _load(data)
+        traits = Trait.ANIMATED if _is_animated(image, data) else 0
+        if image.getexif().get(ORIENTATION) in range(2, 9):
+            traits |= Trait.TURNED
+            ImageOps.exif_transpose(image, in_place=True)
+        rgb, converted = _convert(image, gray16_bits)
+        if is_deep(data) and not converted & Trait.GRAY16:
+            traits |= Trait.COLOR16
     except Exception as error:  # noqa: BLE001 - a broken file makes Pillow's parsers raise whatever they meet
-        raise UnreadableError(f"damaged: {str(error) or type(error).__name__}") from None
+        raise _reason(error) from None
     if image_size is not None and rgb.size != (image_size, image_size):
+        if max(rgb.size) > SQUEEZED * min(rgb.size):
+            traits |= Trait.SQUEEZED
         rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return rgb
+    return Decoded(rgb, traits | converted if traits else converted)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def is_deep(data: bytes) -> bool:
+    """Tell whether this is the beginning of a PNG file with 16 bits per value."""
+    return data[24:25] == b"\x10" and data.startswith(b"\x89PNG")
+
+
+def is_gray16(header: bytes) -> bool:
+    """Tell by the first `HEADER` bytes of a file whether it is a PNG in 16-bit gray."""
+    return is_deep(header) and header[25:26] == b"\0"
+
+
+def largest_gray16(data: bytes) -> int:
+    """The largest value of a 16-bit gray image, transparent pixels aside; raises `UnreadableError`."""
+    try:
+        image = _load(data)
+        values = np.asarray(image)
+    except Exception as error:  # noqa: BLE001 - as in `to_rgb`
+        raise _reason(error) from None
+    return int(values[values != image.info.get("transparency", -1)].max(initial=0))
+
+
+def _reason(error: Exception) -> UnreadableError:
+    """Why a file gives no image; raises what is no fault of the file."""
+    match error:
+        case MemoryError():
+            raise error
+        case Image.DecompressionBombError():
+            return UnreadableError(f"more than {MAX_PIXELS // 10**6} million pixels")
+        case UnidentifiedImageError():
+            return UnreadableError(f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image")
+        case _:
+            return UnreadableError(f"damaged: {str(error) or type(error).__name__}")
+
+
+def _load(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+    image.load()
+    return image
+
+
+def _is_animated(image: Image.Image, data: bytes) -> bool:
+    if image.format != "GIF":
+        return getattr(image, "is_animated", False)
+    try:  # A GIF must be read on to know; what is damaged behind the first frame does not spoil that.
+        return Image.open(io.BytesIO(data), formats=["GIF"]).is_animated  # type: ignore[attr-defined]
+    except Exception:  # noqa: BLE001
+        return False
+
+
+def _convert(image: Image.Image, gray16_bits: int) -> Decoded:
     if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    if image.mode.startswith("I"):  # `convert` would clip everything above 255 to white
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        return Decoded(image, 0)
+    if image.mode.startswith("I"):
+        return _scale(image, gray16_bits)
+    traits = Trait.GRAY if image.mode in {"1", "L", "LA"} else Trait.CMYK if image.mode == "CMYK" else 0
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+        if alpha.getextrema()[0] < 255:  # type: ignore[operator] - one channel has one pair
+            traits |= Trait.TRANSPARENT
         black = Image.new("RGB", image.size)
-        black.paste(image, mask=image.getchannel("A"))
-        return black
-    return image.convert("RGB")
+        black.paste(image, mask=alpha)
+        return Decoded(black, traits)
+    return Decoded(image.convert("RGB"), traits)
 
 
-class Member(NamedTuple):
-    """A file inside of a larger one: where its bytes stand."""
-
-    name: str
-    offset: int
-    size: int
-
-
-class Batch(NamedTuple):
-    """The images of some members, (n, 3, height, width), and the reason for each that gave none."""
-
-    pixels: Pixels
-    unreadable: dict[str, str]
-
-
-class _Task(NamedTuple):
-    path: Path
-    members: list[Member]
-    width: int
-    height: int
-    example: str
-    """The image whose size all must have."""
-    image_size: int | None
-
-
-@_without_warnings()
-def shape_of_first(
-    path: Path, members: Sequence[Member], image_size: int | None
-) -> tuple[str, tuple[int, int, int]] | None:
-    """The name of the first member of the file `path` that is an image, and its (3, height, width); None without."""
-    with path.open("rb") as file:
-        for member in members:
-            try:
-                image = _open(os.pread(file.fileno(), member.size, member.offset), image_size)
-            except UnreadableError:
-                continue
-            return member.name, (3, image.height, image.width)
-    return None
-
-
-def decode_members(
-    path: Path,
-    members: Sequence[Member],
-    example: tuple[str, tuple[int, int, int]],
-    image_size: int | None,
-    workers: int,
-) -> Iterator[Batch]:
-    """All images among `members` of the file `path`, in their order, decoded by `workers` processes.
-
-    Raises `UserError` where a size differs from that of the `example` that `shape_of_first` gave.
-    """
-    name, shape = example
-    left = iter(members)
-    most = min(BATCH, chunk_length(shape))
-    tasks = (
-        _Task(path, batch, shape[2], shape[1], name, image_size) for batch in iter(lambda: list(islice(left, most)), [])
-    )
-    if workers == 1 or len(members) < POOL_FROM:
-        yield from map(_decode_task, tasks)
-        return
-    # Not forked: numpy's threads do not survive that, and a caller may have more.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_in_worker) as pool:
-        waiting: deque[Future[Batch]] = deque()
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(_decode_task, task))
-                if len(waiting) > 2 * workers:  # what bounds the memory
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _in_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it does: a killed parent ends nobody."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-@_without_warnings()
-def _decode_task(task: _Task) -> Batch:
-    # One tall canvas, since making an array of each small image would take a fifth of the time.
-    canvas = Image.new("RGB", (task.width, task.height * len(task.members)))
-    unreadable: dict[str, str] = {}
-    row = 0
-    with task.path.open("rb") as file:
-        for member in task.members:
-            try:
-                image = _open(os.pread(file.fileno(), member.size, member.offset), task.image_size)
-            except UnreadableError as error:
-                unreadable[member.name] = str(error)
-                continue
-            if image.size != (task.width, task.height):
-                raise UserError(
-                    f"the images differ in size: {task.example!r} has {task.width}x{task.height} pixels, "
-                    f"{member.name!r} has {image.width}x{image.height}; image_size resizes them all to one"
-                )
-            canvas.paste(image, (0, row))
-            row += task.height
-    pixels = np.asarray(canvas)[:row].reshape(-1, task.height, task.width, 3)
-    return Batch(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), unreadable)
+def _scale(image: Image.Image, bits: int) -> Decoded:
+    """16-bit gray to RGB: `convert` would clip everything above 255 to white."""
+    values = np.asarray(image)
+    transparent = values == image.info.get("transparency", -1)
+    scaled = np.where(transparent, 0, (values >> (bits - 8)).clip(0, 255)).astype(np.uint8)
+    traits = Trait.GRAY | Trait.GRAY16
+    if transparent.any():
+        traits |= Trait.TRANSPARENT
+    if (values[~transparent] >> bits).any():
+        traits |= Trait.CLIPPED
+    return Decoded(Image.fromarray(scaled).convert("RGB"), traits)

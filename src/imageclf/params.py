@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import subprocess
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -136,7 +137,7 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        names = [str(name) for name in self.classes or ()]
+        names = [unicodedata.normalize("NFC", str(name)) for name in self.classes or ()]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"classes: {twice[0]!r} stands twice")
         moving = [key for key in ("shift", "flip", "cutout") if getattr(self, key)]

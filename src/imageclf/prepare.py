@@ -5,23 +5,23 @@ Everything streams: what is in memory is a chunk of images and the labels, howev
 
 import difflib
 import math
+import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imageclf import files, npy, whitening
+from imageclf.census import census
 from imageclf.errors import UserError
+from imageclf.partition import Part, partition
 from imageclf.pixels import Transform, histogram, moments
 from imageclf.raw import Images, Pixels, RawData
 from imageclf.splits import MANIFEST, PERMUTATION, WHITENING, WHITENING_MEAN, split_files
-
-TEST_FRACTION, TEST_SEED = 0.2, 0
-"""Which images are the test split of a source that names none: constants, so that all results compare."""
 
 PIECE_BYTES = 2**20
 """Pixels transformed at a time: a resize can make a chunk a thousand times larger."""
@@ -45,10 +45,11 @@ def prepare(
     """Write the prepared files of `splits` into `folder` and return their manifest.
 
     The arguments are the knobs of params.yaml; `permute_seed` is None where the pixels stay in place.
-    Raises `UserError` where a class is unknown or a split would be left without an image.
+    Raises `UserError` if a class is unknown, and if a split, or a class in train, would be left without an image.
     """
+    whole = raw
     raw = raw if classes is None else keep_classes(raw, classes)
-    parts = _assign(raw.splits, val_fraction, split_seed)
+    parts = partition(raw.splits, raw.classes, val_fraction, split_seed)
     transform = Transform(
         raw.image_shape, grayscale=grayscale, image_size=image_size, pad=pad, permute_seed=permute_seed
     )
@@ -75,6 +76,7 @@ def prepare(
         "mean": mean,
         "std": std,
         "permute_seed": permute_seed,
+        **census(raw, parts, other_classes=_count(whole) - _count(raw)),
         "files": dict(sorted(digests.items())),
     }
     files.write_manifest(folder / MANIFEST, manifest)
@@ -83,15 +85,25 @@ def prepare(
 
 
 def keep_classes(raw: RawData, classes: list[str]) -> RawData:
-    """The images of `classes` alone, which count from 0 in the order given; raises `UserError` for an unknown one."""
-    for name in classes:
-        if name not in raw.classes:
-            (nearest,) = difflib.get_close_matches(name, raw.classes, n=1, cutoff=0.0)
-            raise UserError(f"classes: {name!r} is not among the {len(raw.classes)} here; the nearest is {nearest!r}")
+    """The images of `classes` alone, which count from 0 in the order given; raises `UserError` for an unknown one.
+
+    Names that look alike are alike: both sides are compared in Unicode's composed form (NFC).
+    """
+    known = {unicodedata.normalize("NFC", name): number for number, name in enumerate(raw.classes)}
+    wanted = [unicodedata.normalize("NFC", name) for name in classes]
+    for name in wanted:
+        if name not in known:
+            (nearest,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise UserError(f"classes: {name!r} is not among the {len(known)} here; the nearest is {nearest!r}")
     index = np.full(len(raw.classes), -1)
-    index[[raw.classes.index(name) for name in classes]] = np.arange(len(classes))
+    numbers = [known[name] for name in wanted]
+    index[numbers] = np.arange(len(numbers))
     splits = {split: _labelled(images, index) for split, images in raw.splits.items()}
-    return replace(raw, splits=splits, classes=tuple(classes))
+    return replace(raw, splits=splits, classes=tuple(raw.classes[number] for number in numbers))
+
+
+def _count(raw: RawData) -> int:
+    return sum(len(images.labels) for images in raw.splits.values())
 
 
 def _labelled(images: Images, index: NDArray[np.int64]) -> Images:
@@ -105,57 +117,11 @@ def _labelled(images: Images, index: NDArray[np.int64]) -> Images:
             yield chunk[kept[start : start + len(chunk)]]
             start += len(chunk)
 
-    return Images(labels[kept], chunks)
-
-
-def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """A mask of round(fraction * N) random rows, with each class's share within one row of `fraction`."""
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    steps = np.floor(np.arange(len(labels) + 1) * fraction + 0.5)
-    mask = np.zeros(len(labels), bool)
-    mask[by_class[np.diff(steps) > 0]] = True
-    return mask
-
-
-class _Part(NamedTuple):
-    """Which rows of an origin, ascending, make a split."""
-
-    split: str
-    origin: str
-    rows: NDArray[np.intp]
-
-
-def _assign(images: dict[str, Images], val_fraction: float, split_seed: int) -> list[_Part]:
-    labels = images["train"].labels
-    rows = {"train": np.arange(len(labels))}
-    if "test" not in images:
-        rows["train"], rows["test"] = _hold_out(rows["train"], labels, TEST_FRACTION, TEST_SEED)
-    if val_fraction > 0:
-        rows["train"], rows["val"] = _hold_out(rows["train"], labels, val_fraction, split_seed)
-    parts = [_Part(split, "train", kept) for split, kept in rows.items()]
-    if "test" in images:
-        parts.append(_Part("test", "test", np.arange(len(images["test"].labels))))
-    for part in parts:
-        if len(part.rows) == 0 and part.split == "test":
-            raise UserError(f"these {len(labels):,} images leave none for test")
-        if len(part.rows) == 0:
-            raise UserError(
-                f"val_fraction: {val_fraction} of these {len(labels):,} images leaves none for {part.split}; "
-                "0 trains on all of them"
-            )
-    return parts
-
-
-def _hold_out(
-    rows: NDArray[np.intp], labels: NDArray[np.int64], fraction: float, seed: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    held = stratified(labels[rows], fraction, seed)
-    return rows[~held], rows[held]
+    return Images(labels[kept], chunks, None if images.facts is None else images.facts[kept])
 
 
 def _write_images(
-    raw: RawData, parts: list[_Part], transform: Transform, folder: Path, digests: dict[str, str]
+    raw: RawData, parts: list[Part], transform: Transform, folder: Path, digests: dict[str, str]
 ) -> NDArray[np.int64]:
     """Write each split's images; returns how often each level occurs in train, (channels, 256)."""
     levels = np.zeros((transform.shape[0], 256), np.int64)
@@ -192,7 +158,7 @@ def _pieces(images: dict[str, Images], most: int) -> Iterator[tuple[str, Pixels,
             raise ValueError(f"{origin}: {start} images for {len(part.labels)} labels")
 
 
-def _write_targets(raw: RawData, parts: list[_Part], one_hot: bool, folder: Path, digests: dict[str, str]) -> None:
+def _write_targets(raw: RawData, parts: list[Part], one_hot: bool, folder: Path, digests: dict[str, str]) -> None:
     for part in parts:
         targets = raw.splits[part.origin].labels[part.rows]
         if one_hot:

@@ -2,17 +2,28 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imageclf import files
+from imageclf import files, fonts
 
 DIGITS = 6
 """Significant digits in tables: enough to tell any two accuracies apart, too few for the last bits to show."""
+
+MOST_LABELS = 140
+"""Class names on an axis of the largest confusion plot, at most: 16 pixels each."""
+
+LONGEST_LABEL, LONGEST_TITLE = 30, 24
+"""Columns of a name on an axis of the confusion plot, and above an image."""
+
+INCHES_PER_COLUMN = 0.085
+"""Width of one column of a label on an axis."""
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -67,19 +78,29 @@ def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64], nu
 
 
 def plot_confusion(path: Path, classes: Sequence[str], confusion: NDArray[np.int64]) -> None:
-    """The confusion matrix as a picture, coloured by the share of the row, labelled with counts."""
-    side = min(2 + 0.45 * len(classes), 25)  # a thousand classes must still fit into memory
-    figure, axes = _figure(1, 1, (side + 1, side))
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axes[0].imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes[0].set(xlabel="predicted", ylabel="actual", xticks=range(len(classes)), yticks=range(len(classes)))
-    axes[0].set_xticklabels(classes, rotation=90 if max(map(len, classes)) > 2 else 0, parse_math=False)
-    axes[0].set_yticklabels(classes, parse_math=False)
-    if len(classes) <= 20:
-        for row, column in np.argwhere(confusion):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes[0].text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=8)
-    _save(figure, path)
+    """Draw the confusion matrix, colored by the share of the row, with counts for up to 20 classes.
+
+    If the names would overlap, only every second, third, ... class is named, and the axes say so.
+    """
+    shown = fonts.labels(classes)
+    names = [fonts.cut(text, LONGEST_LABEL) for text in shown.texts]
+    longest = max(map(fonts.columns, names))
+    # A thousand classes must still fit into memory; a long name must leave room for the matrix.
+    side = min(2 + 0.45 * len(names), 25) + INCHES_PER_COLUMN * max(0, longest - 10)
+    step = math.ceil(len(names) / MOST_LABELS)
+    every = "" if step == 1 else f" (one class in {step} is named)"
+    with _figure(1, 1, (side + 1, side), shown) as (figure, (axes,)):
+        shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+        ticks = range(0, len(names), step)
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set(xlabel=f"predicted{every}", ylabel=f"actual{every}", xticks=ticks, yticks=ticks)
+        axes.set_xticklabels(names[::step], rotation=90 if longest > 2 else 0, parse_math=False)
+        axes.set_yticklabels(names[::step], parse_math=False)
+        if len(names) <= 20:
+            for row, column in np.argwhere(confusion):
+                color = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color, fontsize=8)
+        _save(figure, path)
 
 
 def surest_mistakes(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -96,28 +117,37 @@ def plot_predictions(
     classes: Sequence[str],
 ) -> None:
     """The first eight images (n, C, H, W) with what they are taken for, how surely, and what they are."""
-    figure, axes = _figure(2, 4, (8, 5))
-    for place in axes:
-        place.axis("off")
-    for place, image, label, row in zip(axes, images, labels, probabilities, strict=False):
-        if len(image) == 1:
-            place.imshow(image[0], cmap="gray", vmin=0, vmax=255)
-        else:
-            place.imshow(image.transpose(1, 2, 0))
-        guess = int(row.argmax())
-        colour = "tab:green" if guess == label else "tab:red"
-        title = f"{classes[guess]} ({row[guess]:.1%})\nis {classes[int(label)]}"
-        place.set_title(title, fontsize=10, color=colour, parse_math=False)
-    if len(images) == 0:
-        figure.text(0.5, 0.5, "none", ha="center")
-    _save(figure, path)
+    shown = fonts.labels(classes)
+    names = [fonts.cut(text, LONGEST_TITLE) for text in shown.texts]
+    fontsize = 10 if max(map(fonts.columns, names)) <= 14 else 7
+    with _figure(2, 4, (8, 5), shown) as (figure, axes):
+        for place in axes:
+            place.axis("off")
+        for place, image, label, row in zip(axes, images, labels, probabilities, strict=False):
+            if len(image) == 1:
+                place.imshow(image[0], cmap="gray", vmin=0, vmax=255)
+            else:
+                place.imshow(image.transpose(1, 2, 0))
+            guess = int(row.argmax())
+            color = "tab:green" if guess == label else "tab:red"
+            title = f"{names[guess]} ({row[guess]:.1%})\nis {names[int(label)]}"
+            place.set_title(title, fontsize=fontsize, color=color, parse_math=False)
+        if len(images) == 0:
+            figure.text(0.5, 0.5, "none", ha="center")
+        _save(figure, path)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+@contextmanager
+def _figure(rows: int, columns: int, size: tuple[float, float], shown: fonts.Labels) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure and its axes, with the fonts of the labels, and a note if some classes are shown as numbers."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure  # not pyplot: no backend, no state, half the import
 
-    figure = Figure(figsize=size, layout="constrained")
-    return figure, list(np.ravel(figure.subplots(rows, columns)))
+    with rc_context({"font.family": shown.families}):
+        figure = Figure(figsize=size, layout="constrained")
+        if shown.numbered:
+            figure.supxlabel("#0 is the first class in per_class.csv", fontsize=8)
+        yield figure, list(np.ravel(figure.subplots(rows, columns)))
 
 
 def _save(figure: Any, path: Path) -> None:
