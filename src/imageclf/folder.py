@@ -10,7 +10,7 @@ from tqdm import tqdm
 from imageclf import files
 from imageclf.errors import UserError
 from imageclf.images import Member, decode_members, shape_of_first
-from imageclf.raw import IMAGES_MANIFEST, IMAGES_TAR, Images, RawData, Spool
+from imageclf.raw import IMAGES_MANIFEST, IMAGES_TAR, Images, LeftOut, RawData, Spool
 
 
 def read(folder: Path, image_size: int | None, workers: int, progress: bool) -> RawData:
@@ -35,7 +35,7 @@ def read(folder: Path, image_size: int | None, workers: int, progress: bool) -> 
             bar.update(len(batch.pixels) + len(batch.unreadable))
     names = [member.name for member in members if member.name not in unreadable]
     _check_classes(manifest["classes"], [member.name for member in members], names)
-    skipped = (*manifest["skipped"], *(f"{name}: {reason}" for name, reason in unreadable.items()))
+    skipped = (*(LeftOut(*pair) for pair in manifest["skipped"]), *(LeftOut(*pair) for pair in unreadable.items()))
     return RawData(_splits(names, manifest["classes"], spool), tuple(manifest["classes"]), example[1], skipped)
 
 

@@ -1,7 +1,8 @@
 """A folder of one's own images, a directory or an archive of it, to one tar in data/raw.
 
     images.tar       train/<class>/<file> and test/<class>/<file>, uncompressed, in the order of their names
-    manifest.json    classes, members [name, offset, size], skipped, and the SHA-256 of the tar and of itself
+    manifest.json    found (how many files, without litter), classes, members [name, offset, size], skipped
+                     [name, reason], and the SHA-256 of the tar and of itself; found = members + skipped
 
 The same files give the same bytes, however they came and in whatever order. Hidden files are passed
 over; links, devices, paths that lead out and whatever is not in its place are left out and listed.
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from imageclf import files, paths
 from imageclf.errors import UserError
 from imageclf.origins import DamagedError, Entry, opened
-from imageclf.raw import IMAGES_MANIFEST, IMAGES_TAR
+from imageclf.raw import IMAGES_MANIFEST, IMAGES_TAR, LeftOut
 
 MAX_FILE = 64 * 2**20
 """Bytes of one image file, at most."""
@@ -40,16 +41,22 @@ def pack(origin: Path, folder: Path, progress: bool) -> dict[str, Any]:
         with bar, tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
             members = list(_add_all(tar, ((name, chosen[name]) for name in bar), skipped))
         digest = files.sha256(temporary)
-    manifest = {"classes": classes, "members": members, "skipped": sorted(skipped), "files": {IMAGES_TAR: digest}}
+    manifest = {
+        "found": len(members) + len(skipped),
+        "classes": classes,
+        "members": members,
+        "skipped": sorted(skipped),
+        "files": {IMAGES_TAR: digest},
+    }
     files.write_manifest(folder / IMAGES_MANIFEST, manifest)
     return manifest
 
 
-def _choose(entries: Iterable[Entry]) -> tuple[dict[str, Entry], set[str], list[str]]:
-    """The files to pack by their names, the folders in train/ and test/, and "name: reason" of what is left out."""
+def _choose(entries: Iterable[Entry]) -> tuple[dict[str, Entry], set[str], list[LeftOut]]:
+    """The files to pack by their names, the folders in train/ and test/, and what is left out."""
     chosen: dict[str, Entry] = {}
     folders: set[str] = set()
-    skipped: list[str] = []
+    skipped: list[LeftOut] = []
     for entry in entries:
         parts = PurePosixPath(entry.name).parts  # without "." and doubled slashes
         name = "/".join(parts)
@@ -58,9 +65,9 @@ def _choose(entries: Iterable[Entry]) -> tuple[dict[str, Entry], set[str], list[
         if entry.is_folder:
             folders |= {name} if len(parts) == 2 else set()
         elif problem := entry.problem or _problem(parts, entry.size):
-            skipped.append(f"{entry.name}: {problem}")
+            skipped.append(LeftOut(entry.name, problem))
         elif name in chosen:
-            skipped.append(f"{entry.name}: a second file of this name")
+            skipped.append(LeftOut(entry.name, "a second file of this name"))
         else:
             chosen[name] = entry
     return chosen, folders, skipped
@@ -74,12 +81,12 @@ def _problem(parts: tuple[str, ...], size: int) -> str | None:
     return f"more than {MAX_FILE // 2**20} MiB" if size > MAX_FILE else None
 
 
-def _classes(origin: Path, names: set[str], folders: set[str], skipped: list[str]) -> list[str]:
+def _classes(origin: Path, names: set[str], folders: set[str], skipped: list[LeftOut]) -> list[str]:
     """The classes in the order of their names, which is that of their indices; raises `UserError` for too few."""
     places = {name.rsplit("/", 1)[0] for name in names}
     classes = sorted(place.removeprefix("train/") for place in places if place.startswith("train/"))
     if not classes:
-        others = f"; it has {min(skipped)!r}" if skipped else ""
+        others = f"; it has {': '.join(min(skipped))!r}" if skipped else ""
         if Path.cwd() != paths.repository():
             others += "; a --temp or --queue experiment lacks what git ignores, unless its path is absolute"
         raise UserError(f"folder: {origin} has no train/<class>/<file>{others}")
@@ -96,14 +103,14 @@ def _classes(origin: Path, names: set[str], folders: set[str], skipped: list[str
 
 
 def _add_all(
-    tar: tarfile.TarFile, chosen: Iterable[tuple[str, Entry]], skipped: list[str]
+    tar: tarfile.TarFile, chosen: Iterable[tuple[str, Entry]], skipped: list[LeftOut]
 ) -> Iterator[tuple[str, int, int]]:
     """Add the files, with nothing about them but names and bytes; gives (name, offset of its bytes, size) of each."""
     for name, entry in chosen:
         try:
             content = entry.read()
         except DamagedError as error:
-            skipped.append(f"{name}: damaged: {error}")
+            skipped.append(LeftOut(name, f"damaged: {error}"))
             continue
         member = tarfile.TarInfo(name)  # mode 0644, owner 0, time 0
         member.size = len(content)

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,18 +40,25 @@ class Images:
     chunks: Callable[[], Iterator[Pixels]]
 
 
+class LeftOut(NamedTuple):
+    """A file that was found and is not among the images, and the reason."""
+
+    name: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class RawData:
     """Everything that `data/raw` holds: `splits` has `train` and, where the source names one, `test`.
 
     image_shape: (channels, height, width) of every image.
-    skipped: "name: reason" of each file that is not among the images.
+    skipped: each file that was found and is not among the images.
     """
 
     splits: dict[str, Images]
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    skipped: tuple[str, ...] = ()
+    skipped: tuple[LeftOut, ...] = ()
 
 
 def chunk_length(image_shape: tuple[int, int, int]) -> int:
@@ -86,9 +94,16 @@ class Spool:
             yield pixels.reshape(count, *self._shape)
 
 
-def list_skipped(skipped: Sequence[str], where: Path, most: int = 10) -> str:
-    """Lines that say how many files were skipped and which were the first; nothing if there are none."""
+def list_skipped(skipped: Sequence[LeftOut], where: Path, examples: int = 3) -> str:
+    """Return one line per reason with the count and the first names, most frequent first; "" if nothing was skipped."""
     if not skipped:
         return ""
-    first = "".join(f"  {line!r}\n" for line in skipped[:most])  # a stranger's names: repr, so that they stay text
-    return f"skipped {len(skipped):,} files, all listed in {where}:\n{first}"
+    names: dict[str, list[str]] = {}
+    for name, reason in skipped:
+        names.setdefault(reason, []).append(name)
+    lines = [f"skipped {len(skipped):,} files, all listed in {where}:"]
+    for reason, group in sorted(names.items(), key=lambda item: (-len(item[1]), item[0])):
+        # Names and reasons may be a stranger's: repr, so that they stay text on one line.
+        more = ", ..." if len(group) > examples else ""
+        lines.append(f"  {len(group):,}: {repr(reason)[1:-1]}: {', '.join(map(repr, group[:examples]))}{more}")
+    return "\n".join(lines) + "\n"
