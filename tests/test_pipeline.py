@@ -17,7 +17,7 @@ EPOCHS = 2
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A clone after its first `dvc repro`, with the result committed."""
     made = Project(tmp_path_factory.mktemp("project"), epochs=str(EPOCHS))
-    assert made.stages_run(made.run("dvc", "repro")) == ["download", "preprocess", "train", "evaluate"]
+    assert made.stages_run(made.run("dvc", "repro"))[-4:] == ["download", "preprocess", "train", "evaluate"]
     made.commit()
     return made
 
@@ -139,7 +139,7 @@ def test_stages_run_by_hand_leave_dvcs_cache_unharmed(project: Project, link: st
     project.set(seed="99", permute="true")
     path = project.root / "params.yaml"
     path.write_text(path.read_text().replace("tracking: true", "tracking: false"))
-    for stage in ("download", "preprocess", "train", "evaluate"):
+    for stage in ("check", "list", "download", "preprocess", "train", "evaluate"):
         project.run("python", f"stages/{stage}.py")
     for entry in (project.root / ".dvc/cache/files/md5").glob("??/*"):
         content = entry.read_bytes()
