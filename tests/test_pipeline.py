@@ -67,6 +67,8 @@ def test_a_second_repro_runs_nothing(project: Project) -> None:
     output = project.run("dvc", "repro")
     assert project.stages_run(output) == []
     assert "up to date" in output
+    assert project.run("dvc", "status") == "Data and pipelines are up to date.\n"
+    assert project.stages_run(project.run("dvc", "repro", "--dry", "--allow-missing")) == []
 
 
 def test_changing_lr_runs_train_and_evaluate_only_and_the_diff_shows_it(project: Project) -> None:
