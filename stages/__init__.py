@@ -1,4 +1,4 @@
-"""The four stages, each run as `python -m stages.<name>` from the project's root.
+"""The stages, each run as `python -m stages.<name>` from the project's root.
 
 DVC runs queued and `--temp` experiments in a copy of the project, but the installed package is a link to
 the workspace, which may have changed since. So the library of this very checkout comes first.
