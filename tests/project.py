@@ -80,9 +80,9 @@ class Project:
         """The stages that DVC says it ran."""
         return re.findall(r"Running stage '(\w+)'", output)
 
-    def runs(self) -> list[Run]:
-        """All runs, the oldest first."""
-        with sqlite3.connect(self.root / "mlflow.db") as database:
+    def runs(self, folder: Path | None = None) -> list[Run]:
+        """All runs in a folder's database, or in the project's, the oldest first."""
+        with sqlite3.connect((folder or self.root) / "mlflow.db") as database:
             rows = database.execute("select run_uuid, name, status, artifact_uri from runs order by start_time")
             return [self._run(database, *row) for row in rows.fetchall()]
 

@@ -111,6 +111,7 @@ def explain(error: BaseException, uri: str) -> str:
             "or MLFLOW_ALLOW_FILE_STORE=true to insist"
         )
     text, _, _ = text.partition(" Response body: '<")  # a page of HTML
+    text = re.sub(r"HTTPS?ConnectionPool\(.*?\): Max retries exceeded with url: \S+ \(Caused by (.*)\)", r"\1", text)
     for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")

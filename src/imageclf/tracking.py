@@ -163,7 +163,7 @@ class Recorder:
                     return message["end"]
                 if isinstance(message.get("busy_until"), (int, float)):
                     until = max(until, message["busy_until"])
-        return f"tracking: MLflow did not answer for {PATIENCE_S:.0f} s; the run went on without a record"
+        return f"tracking: MLflow did not answer for {PATIENCE_S:.0f} s; the run went on without a full record"
 
     def _last_words(self) -> str:
         """What a dead recorder left behind: the signal that ended it, or its last line."""
