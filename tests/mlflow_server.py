@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -62,8 +62,8 @@ def _await(address: str) -> None:
 class Proxy:
     """Passes everything on, but for requests whose path holds `where`, from the one numbered `first` on.
 
-    How those are answered: `late`: 12 s after the server has done its work. `refused`: with an HTTP status and a page of HTML.
-    `silent` and `gone`, which then hold for all requests: no answer, or nobody who listens.
+    How those are answered: `late`: 12 s after the server has done its work. `refused`: with an HTTP status and a page
+    of HTML. `silent` and `gone`, which then hold for all requests: no answer, or nobody who listens.
     """
 
     def __init__(self, behind: str, where: str, how: str, *, first: int = 1, status: int = 500) -> None:
@@ -124,8 +124,9 @@ class Proxy:
             answer = connection.getresponse()
             content = answer.read()
         self._over.wait(late_s)
-        request.send_response(answer.status)
-        request.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
-        request.send_header("Content-Length", str(len(content)))
-        request.end_headers()
-        request.wfile.write(content)
+        with suppress(OSError):  # who asked may have left
+            request.send_response(answer.status)
+            request.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+            request.send_header("Content-Length", str(len(content)))
+            request.end_headers()
+            request.wfile.write(content)

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import url2pathname
 
 from imports import ROOT
 
@@ -106,9 +107,14 @@ class Project:
             dict(database.execute("select key, value from tags where run_uuid = ?", (key,))),
             dict(database.execute("select key, value from params where run_uuid = ?", (key,))),
             metrics,
-            Path(artifacts.removeprefix("file://")),
-            Path(models[0][0].removeprefix("file://")) if models else None,
+            local_path(artifacts),
+            local_path(models[0][0]) if models else None,
         )
+
+
+def local_path(address: str) -> Path:
+    """The path of a `file:` address; other addresses as they are."""
+    return Path(url2pathname(address.removeprefix("file://")) if address.startswith("file://") else address)
 
 
 def clean_environment() -> dict[str, str]:

@@ -70,6 +70,8 @@ class Session:
         if kind != "metrics":
             self.flush()
         with self._trying(kind):
+            if self._hurried and kind in UPLOADS:
+                raise InterruptedError("interrupted")
             getattr(self, f"_on_{kind}")(**message)
 
     def flush(self) -> None:
@@ -92,8 +94,6 @@ class Session:
     def _trying(self, kind: str) -> Iterator[None]:
         """Note what MLflow does not take, and why."""
         try:
-            if self._hurried and kind in UPLOADS:
-                raise InterruptedError("interrupted")  # noqa: TRY301
             self._at_work = True
             yield
         except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the stage hears it in one sentence
@@ -205,9 +205,10 @@ def _open_session(store: Store, opening: Message, channel: Channel) -> Session:
 def _record(channel: Channel, opening: Message) -> str:
     """Open the store, follow the messages, end the run; returns a sentence for the user."""
     store = Store()
-    if store.remote:
-        channel.say_while_server_answers(store.uri)
     session = _open_session(store, opening, channel)
+    if store.remote:
+        channel.say(busy_until=time.monotonic())  # from now on, as long as the server answers
+        channel.say_while_server_answers(store.uri)
     signal.signal(signal.SIGTERM, session.hurry)
     try:
         if opening["stage"] == "train":

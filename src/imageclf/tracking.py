@@ -144,7 +144,7 @@ class Recorder:
         """The recorder's closing sentence, or ours if it is silent for longer than it announced; None if it died."""
         poller, received = select.poll(), b""
         poller.register(self._channel, select.POLLIN)
-        until = notice = time.monotonic() + PATIENCE_S
+        until = soonest = notice = time.monotonic() + PATIENCE_S
         while (now := time.monotonic()) < until:
             if now >= notice:
                 print("waiting for MLflow, which is slow; Ctrl-C ends the wait, not the training", flush=True)
@@ -162,7 +162,7 @@ class Recorder:
                 if isinstance(message.get("end"), str):
                     return message["end"]
                 if isinstance(message.get("busy_until"), (int, float)):
-                    until = max(until, message["busy_until"])
+                    until = max(soonest, message["busy_until"])
         return f"tracking: MLflow did not answer for {PATIENCE_S:.0f} s; the run went on without a full record"
 
     def _last_words(self) -> str:
