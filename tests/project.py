@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import url2pathname
 
 from imports import ROOT
 
@@ -80,9 +81,9 @@ class Project:
         """The stages that DVC says it ran."""
         return re.findall(r"Running stage '(\w+)'", output)
 
-    def runs(self) -> list[Run]:
-        """All runs, the oldest first."""
-        with sqlite3.connect(self.root / "mlflow.db") as database:
+    def runs(self, folder: Path | None = None) -> list[Run]:
+        """All runs in a folder's database, or in the project's, the oldest first."""
+        with sqlite3.connect((folder or self.root) / "mlflow.db") as database:
             rows = database.execute("select run_uuid, name, status, artifact_uri from runs order by start_time")
             return [self._run(database, *row) for row in rows.fetchall()]
 
@@ -106,9 +107,14 @@ class Project:
             dict(database.execute("select key, value from tags where run_uuid = ?", (key,))),
             dict(database.execute("select key, value from params where run_uuid = ?", (key,))),
             metrics,
-            Path(artifacts.removeprefix("file://")),
-            Path(models[0][0].removeprefix("file://")) if models else None,
+            local_path(artifacts),
+            local_path(models[0][0]) if models else None,
         )
+
+
+def local_path(address: str) -> Path:
+    """The path of a `file:` address; other addresses as they are."""
+    return Path(url2pathname(address.removeprefix("file://")) if address.startswith("file://") else address)
 
 
 def clean_environment() -> dict[str, str]:

@@ -1,92 +1,140 @@
-"""Real DVC in unusual places: in a folder of a larger git repository, in a git worktree, on a disk without links."""
+"""Addresses of stores and artifacts: moved ones are followed, odd ones are quoted, and none shows a password."""
 
-import shutil
-import sys
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from project import Project, clean_environment
 
-import stages
+from imageclf import places
+from imageclf.tracking import without_password
 
-pytestmark = pytest.mark.pipeline
-
-NO_LINKS = """
-import errno, os, stat
-
-synced = os.fsync
+ODD = "it's 100% a#b?c d%20e"
+"""A folder's name that holds what is special in addresses, filters and shells."""
 
 
-def refused(*_, **__):
-    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("sqlite:///runs.db", "runs.db"),
+        ("sqlite:////data/a b/runs.db", "/data/a b/runs.db"),
+        ("sqlite+pysqlite:///runs.db?timeout=30", "runs.db"),
+    ],
+)
+def test_the_file_of_a_database(uri: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert places.database(uri) == tmp_path / path
 
 
-def sync_file(descriptor):
-    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-    synced(descriptor)
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:", "./mlruns", "http://host", "postgresql://u:p@h/d"])
+def test_other_stores_have_no_such_file(uri: str) -> None:
+    assert places.database(uri) is None
+    assert places.artifact_location(uri) is None
 
 
-os.link = os.symlink = refused
-os.fsync = sync_file
-"""
-"""What a FAT disk or a network share may refuse: links, and to sync a folder."""
-
-HOSTILE = {"HOME": "/sys", "XDG_CACHE_HOME": "", "TERM": "dumb", "LC_ALL": "C", "OMP_NUM_THREADS": "garbage"}
-"""A home folder in which nobody can write, root included, and more that a container or a cron job may have."""
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project as a folder of a larger repository, its path with a space and a quote."""
-    repository = tmp_path_factory.mktemp("larger")
-    made = Project(repository / "Pia's project" / "imageclf", epochs="1", model="mlp", hidden="[8]")
-    params = made.root / "params.yaml"
-    params.write_text(params.read_text().replace("tracking: true", "tracking: false"))
-    shutil.move(made.root / ".git", repository)
-    (repository / "another.txt").write_text("not ours\n")
-    made.commit()
-    return made
+def make_database(folder: Path, home: Path) -> None:
+    """A database of MLflow, as far as addresses go, whose project was in `home`; one run's artifacts came along."""
+    (folder / "mlartifacts/here").mkdir(parents=True)
+    with closing(sqlite3.connect(folder / "mlflow.db")) as opened, opened:
+        for table in {table for table, _ in places.LOCATIONS}:
+            columns = [column for each, column in places.LOCATIONS if each == table]
+            opened.execute(f"create table {table} ({', '.join(columns)})")
+        opened.execute("insert into experiments values (?), (?)", (f"{home.as_uri()}/mlartifacts", f"{home}/mlruns/0"))
+        for name in ("here", "gone"):
+            opened.execute("insert into runs values (?)", (f"{home.as_uri()}/mlartifacts/{name}",))
+        opened.execute("insert into logged_models values ('s3://bucket/model'), (null)")
+        opened.execute("insert into model_versions values (?, ?)", ("models:/m-1", f"{home}/mlartifacts/here"))
 
 
-def test_a_folder_of_a_larger_repository_on_a_disk_without_links(project: Project, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(NO_LINKS)
-    hostile = ("env", "-u", "IMAGECLF_CACHE", *(f"{key}={value}" for key, value in HOSTILE.items()))
-    hostile += (f"PYTHONPATH={tmp_path}", "dvc")
-    output = project.run(*hostile, "repro")
-    assert project.stages_run(output) == ["download", "preprocess", "train", "evaluate"]
-    assert "Traceback" not in output
-    assert (project.root / "data/model/model.safetensors").stat().st_nlink == 1
-    project.commit()
-    output = project.run(*hostile, "exp", "run", "--temp", "-n", "copied", "-S", "seed=3")
-    assert project.stages_run(output) == ["train", "evaluate"]
-    assert "copied" in project.run(sys.executable, "-m", "imageclf.compare", "copied")
+def addresses(folder: Path) -> list[str]:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as opened:
+        tables = [opened.execute(f"select {column} from {table}").fetchall() for table, column in places.LOCATIONS]  # noqa: S608
+    return [address for rows in tables for (address,) in rows]
 
 
-def test_a_git_worktree(project: Project, tmp_path: Path) -> None:
-    project.run("git", "worktree", "add", "-q", "-b", "side", str(tmp_path / "tree"))
-    tree = object.__new__(Project)
-    tree.root = tmp_path / "tree" / project.root.relative_to(project.root.parents[1])
-    output = tree.run("dvc", "exp", "run", "-n", "grown", "-S", "seed=4")
-    assert tree.stages_run(output)[-2:] == ["train", "evaluate"]
-    assert "grown" in tree.run(sys.executable, "-m", "imageclf.compare", "grown")
-    assert tree.run("git", "symbolic-ref", "HEAD") == "refs/heads/side\n"
+@pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
+def test_a_database_follows_its_project(copied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = tmp_path / f"old {ODD}", tmp_path / f"new {ODD}"
+    make_database(new, old)
+    if copied:
+        make_database(old, old)
+    monkeypatch.chdir(new)
+    places.follow("sqlite:///mlflow.db", f"{old.as_uri()}/mlartifacts")
+    assert addresses(new) == [
+        f"{new.as_uri()}/mlartifacts",
+        f"{new}/mlruns/0",
+        f"{new.as_uri()}/mlartifacts/here",
+        f"{old.as_uri()}/mlartifacts/gone",
+        "s3://bucket/model",
+        None,
+        "models:/m-1",
+        f"{new}/mlartifacts/here",
+    ]
 
 
-def test_dvc_that_finds_another_python_is_told_how_to_start(project: Project, tmp_path: Path) -> None:
-    """As by pipx or an editor: DVC by its full path, and the first `python` is one without our packages."""
-    (tmp_path / "python").symlink_to(getattr(sys, "_base_executable", sys.executable))
-    search = f"{tmp_path}:{clean_environment()['PATH']}"
-    dvc = shutil.which("dvc")
-    assert dvc is not None
-    output = project.run(dvc, "repro", "-f", "-s", "download", code=255, PATH=search)
-    assert f"has no package platformdirs; {stages.REMEDY}" in output
-    assert "Traceback" not in output
+def test_a_place_that_somebody_chose_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, project = tmp_path / "chosen", tmp_path / "project"
+    (chosen / "mlartifacts").mkdir(parents=True)
+    make_database(project, chosen)
+    monkeypatch.chdir(project)
+    before = addresses(project)
+    for location in (f"{chosen.as_uri()}/mlartifacts", f"{chosen}/elsewhere", "s3://bucket/mlartifacts"):
+        places.follow("sqlite:///mlflow.db", location)
+    assert addresses(project) == before
 
 
-def test_text_files_are_the_same_bytes_with_autocrlf(project: Project, tmp_path: Path) -> None:
-    repository = str(project.root.parents[1])
-    project.run("git", "clone", "-q", "-c", "core.autocrlf=true", repository, str(tmp_path / "clone"))
-    copy = tmp_path / "clone" / project.root.relative_to(repository)
-    for name in ("params.yaml", "dvc.yaml", "dvc.lock", "src/imageclf/fit.py", "docs/recipes.png"):
-        assert (copy / name).read_bytes() == (project.root / name).read_bytes(), name
+PAGE = "#/experiments/7/runs?workflowType=machine_learning"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        (
+            "sqlite:///mlflow.db",
+            f"`uv run mlflow ui --backend-store-uri sqlite:///mlflow.db --port 5001`, then http://127.0.0.1:5001/{PAGE}",
+        ),
+        (
+            "sqlite:////it's here/x.db",
+            (
+                "`uv run mlflow ui --backend-store-uri 'sqlite:////it'\"'\"'s here/x.db' --port 5001`, "
+                f"then http://127.0.0.1:5001/{PAGE}"
+            ),
+        ),
+        (
+            "postgresql://me:secret@host/runs",
+            (
+                '`uv run mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI" --port 5001`, '
+                f"then http://127.0.0.1:5001/{PAGE}"
+            ),
+        ),
+        ("https://me:sec/ret@host:8443/prefix/", f"https://host:8443/prefix/{PAGE}"),
+    ],
+)
+def test_how_a_person_sees_the_runs(uri: str, shown: str) -> None:
+    assert places.how_to_look(uri, "7") == shown
+
+
+def test_an_old_database_gets_the_command_to_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my project").mkdir()
+    monkeypatch.chdir(tmp_path / "my project")
+    error = RuntimeError("Detected out-of-date database schema ... then run 'mlflow db upgrade <database_uri>'")
+    command = f"`uv run mlflow db upgrade 'sqlite:///{tmp_path}/my project/mlflow.db'`"
+    assert command in places.explain(error, "sqlite:///mlflow.db")
+
+
+def test_a_folder_that_mlflow_refuses_gets_the_way_out() -> None:
+    error = RuntimeError("The filesystem tracking backend ... MLFLOW_ALLOW_FILE_STORE=true")
+    assert "MLFLOW_TRACKING_URI=sqlite:///runs.db" in places.explain(error, "./mlruns")
+
+
+def test_a_reason_is_one_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hush")
+    error = RuntimeError("  refused http://me:a@b:c@host/x for hush. Response body: '<html>\n...\n'\nTraceback")
+    assert places.explain(error, "http://me:a@b:c@host") == "refused http://host/x for ***."
+    assert places.explain(RuntimeError(), "http://host") == "RuntimeError"
+    assert len(places.explain(RuntimeError("x" * 1000), "http://host")) == 300
+
+
+@pytest.mark.parametrize("text", ["http://host:5000/a/b", "s3://bucket/x", "mail me@host"])
+def test_what_holds_no_password_stays(text: str) -> None:
+    assert without_password(text) == text

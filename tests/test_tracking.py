@@ -45,7 +45,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database as MLflow creates it, which takes seconds."""
     folder = tmp_path_factory.mktemp("database")
-    finish(start("from imageclf import store; store.Store(store.Path('.'))", DVC_ROOT=str(folder), cwd=folder))
+    finish(start("from imageclf.store import Store; Store()", cwd=folder))
     return folder / "mlflow.db"
 
 
@@ -193,13 +193,29 @@ def test_a_training_that_goes_on_goes_on_with_its_run(wait: bool, kill: signal.S
     assert told == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
 
 
-@pytest.mark.parametrize(("name", "resumes"), [("other", True), ("", False)], ids=["another name", "from the start"])
-def test_another_training_gets_another_run(name: str, resumes: bool, root: Path) -> None:
+def test_another_experiment_that_resumes_a_training_takes_over_its_run(root: Path) -> None:
+    process = start(
+        RESUMABLE.format(resumes=False, epochs=2, sleep=600), DVC_EXP_NAME="first", DVC_EXP_BASELINE_REV="1234"
+    )
+    wait_for_row(root, "select * from metrics")
+    process.send_signal(signal.SIGINT)
+    finish(process)
+    resumed = RESUMABLE.format(resumes=True, epochs=3, sleep=0)
+    output = finish(start(resumed, DVC_EXP_NAME="second", DVC_EXP_BASELINE_REV="5678"))
+    assert "recorded as 'second'" in output
+    assert rows(root, "select name, status from runs") == [("second", "FINISHED")]
+    assert rows(root, "select value from tags where key like 'dvc.exp.%' order by key") == [("5678",), ("second",)]
+    assert len(rows(root, "select * from metrics where key = 'train/loss'")) == 3
+    finish(start(resumed))  # the run has ended: there is nothing to resume
+    assert rows(root, "select count(*) from runs") == [(2,)]
+
+
+def test_a_training_from_its_start_gets_another_run(root: Path) -> None:
     process = start(RESUMABLE.format(resumes=False, epochs=2, sleep=600))
     wait_for_row(root, "select * from metrics")
     process.send_signal(signal.SIGINT)
     finish(process)
-    finish(start(RESUMABLE.format(resumes=resumes, epochs=3, sleep=0), DVC_EXP_NAME=name))
+    finish(start(RESUMABLE.format(resumes=False, epochs=3, sleep=0)))
     assert rows(root, "select status from runs order by start_time") == [("KILLED",), ("FINISHED",)]
 
 
@@ -287,17 +303,49 @@ def test_a_database_that_is_no_database_costs_a_sentence(root: Path) -> None:
     assert_goes_on(finish(process), process)
 
 
-def test_a_recorder_that_falls_silent_is_left(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorder_that_falls_silent_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "PATIENCE_S", 0.5)
     recorder = tracking.Recorder(None)
-    recorder._process = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    end = recorder._await_end(recorder._process)
-    recorder._process.kill()
-    recorder._process.communicate()
+    recorder._channel, theirs = socket.socketpair()
+    with recorder._channel, theirs:
+        end = recorder._await_end()
     assert end is not None
     assert "did not answer" in end
+
+
+def test_what_is_no_message_is_passed_over() -> None:
+    recorder = tracking.Recorder(None)
+    recorder._channel, theirs = socket.socketpair()
+    with recorder._channel, theirs:
+        theirs.sendall(b'View run at http://...\n\xff\n[1]\n{"end": 3}\n{"busy_until": "soon"}\n{"end": "over"}\n')
+        assert recorder._await_end() == "over"
+
+
+def test_what_mlflow_prints_does_not_reach_the_user(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    noisy = tmp_path_factory.mktemp("noisy")
+    (noisy / "sitecustomize.py").write_text(
+        "import os, sys\nif 'imageclf.recorder' in ' '.join(sys.orig_argv):\n"
+        "    print('View run at http://somewhere', flush=True)\n    os.write(1, b'{\"end\": 1}\\nTraceback\\n')\n"
+        "    assert sys.stdin.read() == ''\n"
+    )
+    output = finish(start(PYTHONPATH=f"{SOURCE}{os.pathsep}{noisy}"))
+    assert output.startswith("tracking: recorded as ")
+    assert len(output.splitlines()) == 1
+    assert rows(root, "select status from runs") == [("FINISHED",)]
+
+
+def test_a_recorder_that_cannot_be_started_costs_a_sentence(bare: Path) -> None:
+    process = start(DVC_ROOT=str(bare / "gone"))
+    output = finish(process)
+    assert process.returncode == 0
+    assert output.count("tracking: the recorder cannot be started") == 1
+    assert "Traceback" not in output
+
+
+def test_a_recorder_that_is_killed_costs_a_sentence(root: Path) -> None:
+    process = start(SCRIPT + "    recorder._process.kill()\n")
+    assert finish(process) == "tracking: the recorder died (SIGKILL); not in MLflow\n"
+    assert process.returncode == 0
 
 
 def test_a_relative_database_is_the_repositorys_not_the_working_directorys(
@@ -317,9 +365,8 @@ def test_tracking_can_be_switched_off(bare: Path) -> None:
 
 
 SECONDS = """
-from pathlib import Path
 from imageclf.store import Store
-print(Store(Path(".")).training_seconds("1234"))
+print(Store().training_seconds("1234"))
 """
 
 

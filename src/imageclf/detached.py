@@ -34,10 +34,10 @@ def reattach() -> str | None:
     return branch.removeprefix("refs/heads/")
 
 
-def git(*arguments: str) -> str:
-    """Return the output of a git command, without the line's end; nothing if it fails or git is not installed."""
+def git(*arguments: str, folder: str | None = None) -> str:
+    """Return the output of a git command in `folder`; "" if it fails or git is not installed."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

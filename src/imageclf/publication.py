@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from imageclf import comparison, files, params, paths, tracking
+from imageclf import comparison, files, params, tracking
 from imageclf.comparison import Comparison, Group
 from imageclf.significance import LEVEL, Reference, reaches, summarize
 
@@ -168,7 +168,7 @@ def training_seconds(baseline: str) -> dict[str, float]:
     from imageclf.store import Store
 
     try:
-        return Store(paths.repository()).training_seconds(baseline)
+        return Store().training_seconds(baseline)
     except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the comparison is worth having
         print(f"the seconds are left out: MLflow failed ({str(error).splitlines()[0][:200]})", flush=True)
         return {}

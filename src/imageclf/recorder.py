@@ -1,22 +1,26 @@
-"""The process that writes to MLflow. It reads JSON lines; `imageclf.tracking` sends them.
+"""The process that writes to MLflow. It reads JSON lines from a socket; `imageclf.tracking` sends them.
 
 One run for each training; `evaluate` finds it by the SHA-256 of the weights and adds its scores. Says
-`busy_until` before what takes time, and `end`, one sentence for the user, when it is done.
+`busy_until` while the stage should wait for it, and `end`, one sentence for the user, when it is done.
 """
 
 import json
 import queue
+import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import filelock
 
-from imageclf.store import Store
+from imageclf import places
+from imageclf.channel import Channel, Message
+from imageclf.store import Store, wait_briefly
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -25,21 +29,28 @@ FLUSH_S = 1.0
 """Metrics are written at most this often; MLflow takes 10 ms a call."""
 BATCH = 1000
 """Metrics in one call, MLflow's limit."""
-
-Message = dict[str, Any]
+OPENING_S = 120.0
+"""For MLflow's imports, and for a database that another process may be creating."""
+UPLOAD_S = 300.0
+"""For exporting and copying a model."""
+UPLOADS = {"artifacts", "text", "model"}
 
 
 class Session:
     """One run being written."""
 
-    def __init__(self, store: Store, run: "Run", *, owner: bool, restored: bool = False) -> None:
-        """`owner`: whether it starts the run, or goes on with it, and so ends it."""
-        self.store = store
+    def __init__(
+        self, store: Store, run: "Run", channel: Channel, *, owner: bool = True, restored: bool = False
+    ) -> None:
+        """`owner`: whether it starts the run, or resumes it, and so ends it."""
+        self.store, self.channel = store, channel
         self.run_id = run.info.run_id
         self.name = run.info.run_name
         self.restored = restored
-        self._status = "KILLED"  # unless the stage lives to tell
+        self.status = "KILLED"  # unless the stage lives to tell
         self._pending: list[Any] = []
+        self._failed: dict[str, Exception] = {}
+        self._hurried = self._at_work = False
         self._flushed = time.monotonic()
         self._lock = filelock.FileLock(store.locks / f"run-{self.run_id}.lock") if owner else None
         self._written: set[tuple[str, int]] = set()
@@ -52,26 +63,62 @@ class Session:
                 self._written |= {(name, metric.step) for metric in history}
 
     def handle(self, message: Message) -> None:
-        """Carry out one message."""
+        """Carry out one message. If MLflow does not take it, the others are tried, without waiting for long."""
         kind = message.pop("kind")
         if message.pop("if_restored") and not self.restored:
             return
         if kind != "metrics":
             self.flush()
-        getattr(self, f"_on_{kind}")(**message)
+        with self._trying(kind):
+            if self._hurried and kind in UPLOADS:
+                raise InterruptedError("interrupted")
+            getattr(self, f"_on_{kind}")(**message)
 
     def flush(self) -> None:
-        """Write the metrics that wait."""
-        for start in range(0, len(self._pending), BATCH):
-            self.store.client.log_batch(self.run_id, metrics=self._pending[start : start + BATCH])
-        self._pending.clear()
+        """Write the metrics that wait; those that MLflow does not take wait on."""
         self._flushed = time.monotonic()
+        with self._trying("metrics"):
+            while self._pending:
+                self.store.client.log_batch(self.run_id, metrics=self._pending[:BATCH])
+                del self._pending[:BATCH]
+            self._failed.pop("metrics", None)
+
+    def hurry(self, _signum: int, _frame: FrameType | None) -> None:
+        """The handler of SIGTERM: the person who waits has lost patience, so nothing more is uploaded."""
+        self._hurried = True
+        wait_briefly()
+        if self._at_work:
+            raise InterruptedError("interrupted")
+
+    @contextmanager
+    def _trying(self, kind: str) -> Iterator[None]:
+        """Note what MLflow does not take, and why."""
+        try:
+            self._at_work = True
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the stage hears it in one sentence
+            if kind not in self._failed:
+                traceback.print_exc()
+                self._failed[kind] = error
+            wait_briefly()
+        finally:
+            self._at_work = False
+
+    def sentence(self) -> str:
+        """How it went, for the user."""
+        if not self._failed:
+            return f"tracking: recorded as {self.name!r}; {self.store.how_to_look()}"
+        reason = places.explain(next(iter(self._failed.values())), self.store.uri)
+        return (
+            f"tracking: MLflow failed to take the {', '.join(self._failed)} of {self.name!r} ({reason}); "
+            "the run went on without a full record"
+        )
 
     def end(self) -> None:
         """Set the status; a run that evaluate only added to keeps its own."""
         self.flush()
         if self._lock:
-            self.store.client.set_terminated(self.run_id, self._status)
+            self.store.client.set_terminated(self.run_id, self.status)
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 
@@ -102,40 +149,24 @@ class Session:
             self.flush()
 
     def _on_artifacts(self, files: list[str], folder: str | None) -> None:
+        self._announce_upload()
         for file in files:
             self.store.client.log_artifact(self.run_id, file, folder)
 
     def _on_text(self, name: str, text: str) -> None:
+        self._announce_upload()
         self.store.client.log_text(self.run_id, text, name)
 
     def _on_model(self, folder: str, epoch: int) -> None:
-        say(busy_until=time.time() + 300)
-        import mlflow
-        import numpy as np
-        import torch
-        from mlflow.models import infer_signature
-        from mlflow.pytorch import log_model
+        self._announce_upload()
+        self.store.log_model(self.run_id, Path(folder), epoch)
 
-        from imageclf import checkpoint
-
-        loaded = checkpoint.load(Path(folder))
-        net = loaded.classifier()
-        images = np.zeros((2, *loaded.recipe["raw_shape"]), np.uint8)  # two, or the batch would be fixed to one
-        with torch.inference_mode():
-            probabilities = net(torch.from_numpy(images)).numpy()
-        mlflow.set_tracking_uri(self.store.uri)
-        with mlflow.start_run(run_id=self.run_id):
-            log_model(
-                net,
-                name="model",
-                step=epoch,
-                input_example=images,
-                signature=infer_signature(images, probabilities),
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
-            )
+    def _announce_upload(self) -> None:
+        if not self.store.remote:  # else `_say_while_server_answers` does
+            self.channel.say(busy_until=time.monotonic() + UPLOAD_S)
 
     def _on_close(self, status: str) -> None:
-        self._status = status
+        self.status = status
 
 
 def _warm_up() -> None:
@@ -146,29 +177,11 @@ def _warm_up() -> None:
     torch.export.export(torch.nn.Linear(1, 1), (torch.zeros(2, 1),))
 
 
-def say(**message: Any) -> None:
-    """A line to the stage."""
-    print(json.dumps(message), flush=True)
-
-
-def _inbox() -> "queue.SimpleQueue[Message | None]":
-    """The messages as they come; None when the stage has closed its end, or has died."""
-    inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            inbox.put(json.loads(line))
-        inbox.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    return inbox
-
-
-def _messages(inbox: "queue.SimpleQueue[Message | None]", session: Session) -> Iterator[Message]:
+def _messages(channel: Channel, session: Session) -> Iterator[Message]:
     """Messages until the end; when none comes for a while, the metrics that wait are written."""
     while True:
         try:
-            message = inbox.get(timeout=FLUSH_S)
+            message = channel.inbox.get(timeout=FLUSH_S)
         except queue.Empty:
             session.flush()
             continue
@@ -177,45 +190,53 @@ def _messages(inbox: "queue.SimpleQueue[Message | None]", session: Session) -> I
         yield message
 
 
-def _open_session(store: Store, opening: Message) -> Session:
+def _open_session(store: Store, opening: Message, channel: Channel) -> Session:
     """`train` starts a run or resumes one; `evaluate` adds to its model's run, or to a new one if there is none."""
-    model_sha256 = opening["model_sha256"]
-    if model_sha256 is None:
-        training = opening["training"]
-        interrupted = f"tags.training = '{training}' and attributes.status != 'FINISHED'"
-        found = store.find_run(opening, interrupted) if opening["resumes"] else None
-        session = Session(store, found or store.create_run(opening, training=training or ""), owner=True)
-        if opening["stage"] == "train":
-            _warm_up()
-        return session
-    found = store.find_run(opening, f"tags.model_sha256 = '{model_sha256}'")
+    if opening["model_sha256"] is None:
+        found = store.interrupted_run(opening) if opening["resumes"] else None
+        return Session(store, found or store.create_run(opening, training=opening["training"] or ""), channel)
+    found = store.find_run(opening)
     if found is not None:
-        return Session(store, found, owner=False)
-    return Session(
-        store, store.create_run(opening, restored="true", model_sha256=model_sha256), owner=True, restored=True
-    )
+        return Session(store, found, channel, owner=False)
+    run = store.create_run(opening, restored="true", model_sha256=opening["model_sha256"])
+    return Session(store, run, channel, restored=True)
+
+
+def _record(channel: Channel, opening: Message) -> str:
+    """Open the store, follow the messages, end the run; returns a sentence for the user."""
+    store = Store()
+    session = _open_session(store, opening, channel)
+    if store.remote:
+        channel.say(busy_until=time.monotonic())  # from now on, as long as the server answers
+        channel.say_while_server_answers(store.uri)
+    signal.signal(signal.SIGTERM, session.hurry)
+    try:
+        if opening["stage"] == "train":
+            with suppress(Exception):  # whoever exports the model meets it again
+                _warm_up()
+        for message in _messages(channel, session):
+            session.handle(message)
+    finally:
+        session.end()
+    if opening["training"] and session.status == "FINISHED":
+        store.forget_interruption(opening)
+    return session.sentence()
 
 
 def main() -> None:
-    """Open the store, follow the messages, end the run."""
-    inbox = _inbox()
-    opening = inbox.get()
+    """Say how it went, whatever MLflow does."""
+    channel = Channel(int(sys.argv[1]))
+    opening = channel.inbox.get()
     if opening is None:
         return
-    say(busy_until=time.time() + 120)  # imports, and another process may be creating the database
+    channel.say(busy_until=time.monotonic() + OPENING_S)
     try:
-        store = Store(Path(opening["root"]))
-        session = _open_session(store, opening)
-        try:
-            for message in _messages(inbox, session):
-                session.handle(message)
-        finally:
-            session.end()
-        say(end=f"tracking: recorded as {session.name!r}; `uv run mlflow ui`, then {store.address()}")
+        end = _record(channel, opening)
     except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the stage hears it in one sentence
         traceback.print_exc()
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        say(end=f"tracking: MLflow failed ({reason[0][:200]}); the run went on without a full record")
+        reason = places.explain(error, places.tracking_uri())
+        end = f"tracking: MLflow failed ({reason}); the run went on without a full record"
+    channel.say(end=end)
 
 
 if __name__ == "__main__":

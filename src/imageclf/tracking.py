@@ -1,14 +1,20 @@
 """The record of what was executed, kept in MLflow by a process of its own: `imageclf.recorder`.
 
-Nothing in MLflow can break, hang or slow a run: its imports and its database work beside the training,
+Nothing in MLflow can break, hang or slow a run: its imports and its database work next to the training,
 whatever goes wrong there is one printed sentence here, and a recorder that falls silent is left after
 ten seconds. When this process dies, even by SIGKILL, the recorder sees its input end and closes the run.
+
+The two processes talk over a socket that no library knows of. What MLflow prints ends in a temporary file.
 """
 
 import json
+import math
 import os
 import queue
+import re
 import select
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,12 +23,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from imageclf import paths
 
 PATIENCE_S = 10.0
-"""How long a stage waits for a silent recorder before it goes on without."""
+"""How long a stage waits for a silent recorder before it continues without."""
 
 
 class Recorder:
@@ -34,20 +40,32 @@ class Recorder:
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         if opening is None:
             return
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - read when the recorder is closed
+        try:
+            self._start(opening["root"])
+        except OSError as error:  # no process, no descriptor or no temporary file is left
+            print(f"tracking: the recorder cannot be started ({error}); not in MLflow", flush=True)
+            return
+        self._pump = threading.Thread(target=_pump, args=(self._outbox, self._channel), daemon=True)
+        self._pump.start()
+        self._send("open", **opening)
+
+    def _start(self, root: str) -> None:
+        """Start the recorder in the repository, so that relative addresses of a store mean the same to all stages."""
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the recorder is closed
+        self._channel, theirs = socket.socketpair()
         source = str(Path(__file__).resolve().parents[1])  # a queued experiment records with its own code, too
         search = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "imageclf.recorder"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={**os.environ, "PYTHONPATH": search},
-            start_new_session=True,  # Ctrl-C is for the stage, which then tells how the run ended
-        )
-        assert self._process.stdin is not None
-        threading.Thread(target=_pump, args=(self._outbox, self._process.stdin), daemon=True).start()
-        self._send("open", **opening)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "imageclf.recorder", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+                pass_fds=[theirs.fileno()],
+                cwd=root,
+                env={**os.environ, "PYTHONPATH": search},
+                start_new_session=True,  # Ctrl-C is for the stage, which then tells how the run ended
+            )
 
     @contextmanager
     def if_restored(self) -> Iterator[None]:
@@ -88,7 +106,7 @@ class Recorder:
 
     def artifacts(self, files: list[Path], folder: str | None = None) -> None:
         """Record files, which must stay until the recorder is closed."""
-        self._send("artifacts", files=[str(file) for file in files], folder=folder)
+        self._send("artifacts", files=[str(file.absolute()) for file in files], folder=folder)
 
     def text(self, name: str, text: str) -> None:
         """Record a text under a file name."""
@@ -96,48 +114,79 @@ class Recorder:
 
     def model(self, folder: Path, epoch: int) -> None:
         """Record the checkpoint in `folder`, of that epoch, as an MLflow model."""
-        self._send("model", folder=str(folder), epoch=epoch)
+        self._send("model", folder=str(folder.absolute()), epoch=epoch)
 
     def close(self, status: str) -> None:
-        """End the run as FINISHED, FAILED or KILLED, wait while the recorder gets on, and print how it went."""
+        """End the run as FINISHED, FAILED or KILLED, wait while the recorder is at work, and print how it went."""
         if self._process is None:
             return
         self._send("close", status=status)
         self._outbox.put(None)
-        end = self._await_end(self._process)
+        try:
+            end = self._await_end()
+        except KeyboardInterrupt:
+            if status != "FINISHED":
+                raise
+            self._process.send_signal(signal.SIGTERM)  # the training has ended well: Ctrl-C only ends the wait
+            end = self._await_end()
         self._process.kill()  # it has nothing left to do, or is stuck
         self._process.wait()
-        self._stderr.seek(0)
-        trouble = self._stderr.read().decode(errors="replace").strip().splitlines()
-        print(end or f"tracking: the recorder died ({trouble[-1] if trouble else 'without a word'}); not in MLflow")
+        self._pump.join()
+        self._channel.close()
+        print(end or f"tracking: the recorder died ({self._last_words()}); not in MLflow", flush=True)
 
     def _send(self, kind: str, **content: Any) -> None:
         if self._process is not None:
             message = {"kind": kind, "if_restored": self._if_restored, **content}
             self._outbox.put(json.dumps(message).encode() + b"\n")
 
-    def _await_end(self, process: subprocess.Popen[bytes]) -> str | None:
-        """The recorder's last word, or ours if it falls silent for longer than it announced; None if it died."""
-        assert process.stdout is not None
-        descriptor, received, until = process.stdout.fileno(), b"", time.time() + PATIENCE_S
-        while (left := until - time.time()) > 0:
-            if not select.select([descriptor], [], [], left)[0]:
+    def _await_end(self) -> str | None:
+        """The recorder's closing sentence, or ours if it is silent for longer than it announced; None if it died."""
+        poller, received = select.poll(), b""
+        poller.register(self._channel, select.POLLIN)
+        until = soonest = notice = time.monotonic() + PATIENCE_S
+        while (now := time.monotonic()) < until:
+            if now >= notice:
+                print("waiting for MLflow, which is slow; Ctrl-C ends the wait, not the training", flush=True)
+                notice = math.inf
+            if not poller.poll(1000 * min(1.0, until - now)):
                 continue
-            block = os.read(descriptor, 65536)
+            try:
+                block = self._channel.recv(65536)
+            except OSError:
+                return None
             if not block:
                 return None
-            received += block
-            *lines, received = received.split(b"\n")
-            for line in lines:
-                message = _parse(line)
-                if "end" in message:
+            *lines, received = (received + block).split(b"\n")
+            for message in filter(None, map(_parse, lines)):
+                if isinstance(message.get("end"), str):
                     return message["end"]
-                until = max(until, message.get("busy_until", until))
-        return f"tracking: MLflow did not answer for {PATIENCE_S:.0f} s; the run went on without a record"
+                if isinstance(message.get("busy_until"), (int, float)):
+                    until = max(soonest, message["busy_until"])
+        return f"tracking: MLflow did not answer for {PATIENCE_S:.0f} s; the run went on without a full record"
+
+    def _last_words(self) -> str:
+        """What a dead recorder left behind: the signal that ended it, or its last line."""
+        assert self._process is not None
+        if self._process.returncode < 0:
+            return signal.Signals(-self._process.returncode).name
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").split("\n")
+        return without_password(next(filter(None, map(str.strip, reversed(lines))), "without a word"))[:200]
+
+
+def _pump(outbox: "queue.SimpleQueue[bytes | None]", channel: socket.socket) -> None:
+    """Send what comes; a recorder that does not read must not hold up the training."""
+    try:
+        while (message := outbox.get()) is not None:
+            channel.sendall(message)
+        channel.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # the recorder is gone; `close` tells
 
 
 def _parse(line: bytes) -> dict[str, Any]:
-    """Return the recorder's message; an empty one for what a library or a `sitecustomize` has printed there."""
+    """A message of the recorder; empty if the line is none."""
     try:
         message = json.loads(line)
     except ValueError:
@@ -145,15 +194,9 @@ def _parse(line: bytes) -> dict[str, Any]:
     return message if isinstance(message, dict) else {}
 
 
-def _pump(outbox: "queue.SimpleQueue[bytes | None]", pipe: IO[bytes]) -> None:
-    """Write to the pipe what comes; a recorder that does not read must not hold up the training."""
-    try:
-        while (message := outbox.get()) is not None:
-            pipe.write(message)
-            pipe.flush()
-        pipe.close()
-    except OSError:
-        pass  # the recorder is gone; `close` tells
+def without_password(text: str) -> str:
+    """The text without the user names and passwords in its addresses."""
+    return re.sub(r"(\w[\w+.-]*://)[^:/\s@]*(?::\S*)?@", r"\1", text)
 
 
 @contextmanager
@@ -171,6 +214,7 @@ def recording(
         "training": training,
         "resumes": resumes,
         "root": str(paths.repository()),
+        "folder": str(Path.cwd()),
         "experiment_name": os.environ.get("DVC_EXP_NAME"),
         "baseline": os.environ.get("DVC_EXP_BASELINE_REV"),
         "time_ms": time.time_ns() // 1_000_000,
