@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import ROOT
-from benchmarks.gpu_training import SMALL, Job, Rows, Values, first, new_net, read, synchronize, train
+from benchmarks.gpu_training import SMALL, Job, Rows, Values, new_net, read, some, synchronize, train
 from imageclf.batches import Batches, Normalize
 from imageclf.losses import LOSSES
 from imageclf.runtime import choose_device
@@ -93,7 +93,7 @@ def reach(folder: Path, parameters: Values, device: torch.device, quick: bool) -
     synchronize(device)
     start = time.perf_counter()
     data = read(folder, parameters)
-    parts = {split: first(data[split], QUICK_IMAGES) if quick else data[split] for split in ("train", "test")}
+    parts = {split: some(data[split], QUICK_IMAGES) if quick else data[split] for split in ("train", "test")}
     job = Job(parameters, data, parts["train"], device, "bfloat16" if device.type == "cuda" else "float32")
     net = new_net(job)
     for _ in train(net, job):

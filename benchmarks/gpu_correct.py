@@ -22,7 +22,7 @@ Trained = tuple[list[float], list[Tensor]]
 BOUNDS: dict[Precision, dict[int, float]] = {
     "float32": {1: 1e-5, 5: 2e-3, 20: 0.1},
     "tf32": {1: 1e-3, 5: 1e-2, 20: 0.2},
-    "bfloat16": {1: 1e-2, 5: 5e-2, 20: 0.3},
+    "bfloat16": {1: 1e-2, 5: 0.1, 20: 0.3},
 }
 """Largest relative difference from float32 on the CPU that is allowed for the loss of steps 1, 5 and 20.
 
@@ -30,7 +30,8 @@ Step 1 is one forward pass, so only rounding differs. Training then amplifies th
 max-pool window are equal, as in the blank parts of MNIST, rounding decides which one receives the gradient. The
 bounds are two to fifty times the largest differences measured on a CPU, over all recipes except torchvision's, some
 with smaller batches and VGG also narrower: float32 with other convolutions (without oneDNN) 2e-7, 1e-4, 0.05;
-bfloat16 7e-4, 6e-3, 0.09. TF32 has eight times the resolution of bfloat16.
+bfloat16 7e-4, 6e-3, 0.09. TF32 has eight times the resolution of bfloat16. GoogLeNet with batches of 4 has the
+largest differences in bfloat16: 4e-3, 0.05.
 """
 
 
@@ -90,7 +91,7 @@ def _steps(folder: Path, parameters: Values, steps: int, device: torch.device, p
     On a GPU, raises `RuntimeError` if the program waits for the device between the first step and the last.
     """
     data = gpu_training.read(folder, parameters)
-    images = gpu_training.first(data["train"], steps * parameters["batch_size"])
+    images = gpu_training.some(data["train"], steps * parameters["batch_size"])
     job = Job(parameters, data, images, device, precision)
     net = gpu_training.new_net(job)
     losses = torch.zeros(0)

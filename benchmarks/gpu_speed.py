@@ -75,7 +75,7 @@ def measure(folder: Path, device: torch.device, recipes: dict[str, Values], quic
             rows.append({"net": name, "skipped": reason})
             continue
         data = gpu_training.read(folder, parameters)
-        images = gpu_training.first(data["train"], size.images)
+        images = gpu_training.some(data["train"], size.images)
         rows += _compare(name, Job(parameters, data, images, device, "float32"), size, teraflops)
     return rows
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -65,9 +66,11 @@ def read(folder: Path, parameters: Values) -> Prepared:
     return Prepared(data.folder, {**data.manifest, "normalize": parameters["normalize"]})
 
 
-def first(split: Split, count: int) -> Split:
-    """Return the first `count` images."""
-    return Split(split.images[:count], split.targets[:count])
+def some(split: Split, count: int) -> Split:
+    """Return up to `count` images, spread evenly over the split, because its images may be sorted by class."""
+    count = min(count, len(split))
+    rows = np.arange(count) * len(split) // count
+    return Split(split.images[rows], split.targets[rows])
 
 
 def new_net(job: Job) -> nn.Module:

@@ -85,9 +85,9 @@ def main() -> None:
     content = output.read_numbers(arguments.out) if arguments.redraw else run(arguments)
     figure = report.draw(content)
     page = report.as_markdown(content, f"{arguments.out.name}.png" if figure else None)
-    print(page)
     if arguments.redraw or not _only_printed(arguments):
         output.write_page(arguments.out, page, figure)
+    print(page)
 
 
 def _only_printed(arguments: argparse.Namespace) -> bool:

@@ -202,8 +202,8 @@ def main() -> None:
     content = output.read_numbers(out)
     found = {int(size): steps for size, steps in content["sizes"].items()}
     page = as_markdown(content["machine"], found, f"{out.name}.png")
-    print(page)
     output.write_page(out, page, draw(found))
+    print(page)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import pytest
 import torch
 from imports import ROOT
 
-from benchmarks import gpu, gpu_correct, gpu_data
-from imageclf import raw, recipes
+from benchmarks import gpu, gpu_correct, gpu_data, gpu_training
+from imageclf import raw, recipes, splits
 from imageclf.errors import UserError
 
 AS_IF_ABSENT = """
@@ -189,3 +189,10 @@ def test_a_table_shows_every_column_of_every_row() -> None:
         "| a   | 12,346 |      |       |",
         "| bb  |        | True | 0.5 1 |",
     ]
+
+
+def test_some_images_of_a_split_sorted_by_class_have_all_classes() -> None:
+    targets = np.arange(1000) // 100
+    split = splits.Split(np.zeros((1000, 1, 2, 2), np.uint8), targets)
+    assert gpu_training.some(split, 20).targets.tolist() == [number // 2 for number in range(20)]
+    assert gpu_training.some(split, 5000).targets.tolist() == targets.tolist()
