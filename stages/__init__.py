@@ -1,4 +1,4 @@
-"""The four stages, each run as `python -m stages.<name>` from the project's root.
+"""The stages, each run as `python -m stages.<name>` from the project's root.
 
 DVC runs queued and `--temp` experiments in a copy of the project, whereas the installed package is a
 link to the workspace, edited since perhaps. So the library of this very checkout comes first.

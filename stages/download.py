@@ -3,9 +3,7 @@
 python -m stages.download
 """
 
-from pathlib import Path
-
-from imageclf import errors, fetch, pack, params, paths
+from imageclf import errors, fetch, listing, origins, pack, params, paths
 from imageclf.datasets import DATASETS
 from imageclf.raw import IMAGES_MANIFEST, list_skipped
 
@@ -15,12 +13,16 @@ def main() -> None:
     settings = params.load()
     knobs, progress = settings.of(params.DownloadParams), settings.runtime.progress
     if knobs.dataset == "folder":
-        # As DVC sees it, from here: read from elsewhere, a copy of the project would reuse what has changed there.
-        manifest = pack.pack(Path(knobs.folder), paths.RAW, progress)
-        print(f"{len(manifest['members']):,} files of {len(manifest['classes'])} classes")
+        manifest = pack.pack(origins.locate(knobs.folder), paths.RAW, progress)
+        listing.check(paths.LISTING, knobs.folder, progress)  # else DVC would keep what was packed for what was listed
+        print(f"{len(manifest['members']):,} of {manifest['found']:,} files; {_classes(manifest['classes'])}")
         print(list_skipped(manifest["skipped"], paths.RAW / IMAGES_MANIFEST), end="")
     else:
         fetch.fetch(knobs.dataset, DATASETS[knobs.dataset], paths.RAW, settings.runtime.mirror, progress)
+
+
+def _classes(names: list[str], most: int = 10) -> str:
+    return f"{len(names)} classes: {', '.join(map(repr, names[:most]))}{', ...' if len(names) > most else ''}"
 
 
 if __name__ == "__main__":

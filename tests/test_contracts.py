@@ -3,15 +3,19 @@
 import ast
 import itertools
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from dvc.utils.serialize import parse_yaml
 from imports import ROOT, SOURCE, imported_files, imported_names
 
 from imageclf import params, paths
+from stages import check
 
 STAGES: dict[str, dict[str, list[object]]] = parse_yaml((ROOT / "dvc.yaml").read_text(), "dvc.yaml")["stages"]
 CLASSES = {
+    "check": params.CheckParams,
+    "list": params.DownloadParams,
     "download": params.DownloadParams,
     "preprocess": params.PreprocessParams,
     "train": params.TrainParams,
@@ -64,7 +68,7 @@ def test_code_deps_are_what_the_stage_imports(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_params_are_the_fields_of_the_stages_class(stage: str) -> None:
-    assert listed(stage, "params") == set(CLASSES[stage].model_fields)
+    assert listed(stage, "params") - {str(paths.SOURCE)} == set(CLASSES[stage].model_fields)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -110,13 +114,13 @@ def test_no_stage_lists_the_machines_settings() -> None:
 
 def test_every_key_of_params_yaml_belongs_to_a_stage_or_to_runtime() -> None:
     keys = set(parse_yaml((ROOT / "params.yaml").read_text(), "params.yaml"))
-    assert keys == {"runtime"}.union(*(listed(stage, "params") for stage in STAGES))
+    assert keys == {"runtime"}.union(*(listed(stage, "params") for stage in STAGES)) - {str(paths.SOURCE)}
 
 
 # The first stage that a change of the key runs again; train for all others. Later stages follow through their data.
 FIRST_TO_RUN = {
-    "dataset": "download",
-    "folder": "download",
+    "dataset": "check",
+    "folder": "list",
     "classes": "preprocess",
     "val_fraction": "preprocess",
     "split_seed": "preprocess",
@@ -138,9 +142,27 @@ def test_a_changed_key_runs_the_right_stages_again(key: str) -> None:
 
 def test_the_stages_are_a_chain() -> None:
     names = list(STAGES)
-    assert names == ["download", "preprocess", "train", "evaluate"]
+    assert names == ["check", "list", "download", "preprocess", "train", "evaluate"]
     for before, after in itertools.pairwise(names):
-        assert listed(before, "outs") & listed(after, "deps"), f"{after} reads nothing of {before}"
+        reads = listed(after, "deps") | listed(after, "params")
+        assert listed(before, "outs") & reads, f"{after} reads nothing of {before}"
+
+
+def test_dvc_never_looks_into_the_users_folder() -> None:
+    assert not any("$" in path for stage in STAGES for path in listed(stage, "deps"))
+
+
+@pytest.mark.parametrize("dataset", get_args(params.Dataset))
+def test_a_folder_of_ones_own_is_listed_each_time_and_a_published_data_set_never(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("\ndataset: digits ", f"\ndataset: {dataset} "))
+    check.main()
+    source = parse_yaml(paths.SOURCE.read_text(), paths.SOURCE)
+    assert list(source) == ["watched"]
+    assert (source["watched"] != source["watched"]) is (dataset == "folder")  # not a number
 
 
 ARROWS = [
@@ -148,9 +170,35 @@ ARROWS = [
     ["permuted"],
     ["compare", "publication", "comparison", "recipes", "experiments"],
     ["tracking", "recorder", "reports", "resume", "significance", "summary", "progress", "fetch", "pack", "prepare"],
-    ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder", "members", "census"],
-    ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening", "fonts", "partition"],
-    ["params", "yaml12", "paths", "runtime", "files", "errors", "raw", "cores"],
+    [
+        "store",
+        "checkpoint",
+        "fit",
+        "scoring",
+        "batches",
+        "splits",
+        "datasets",
+        "folder",
+        "members",
+        "census",
+        "listing",
+    ],
+    [
+        "models",
+        "losses",
+        "optim",
+        "cifar",
+        "images",
+        "npy",
+        "layout",
+        "origins",
+        "pixels",
+        "whitening",
+        "fonts",
+        "partition",
+    ],
+    ["archives", "directories"],
+    ["params", "yaml12", "paths", "runtime", "files", "entries", "errors", "raw", "cores"],
 ]
 """Imports point downwards; within a row they must not go round."""
 

@@ -29,8 +29,14 @@ class _Strict(BaseModel):
 StageParams = TypeVar("StageParams", bound=_Strict)
 
 
+class CheckParams(_Strict):
+    """What `stages/check.py` reads."""
+
+    dataset: Dataset
+
+
 class DownloadParams(_Strict):
-    """What `stages/download.py` reads."""
+    """What `stages/list.py` and `stages/download.py` read."""
 
     dataset: Dataset
     folder: Annotated[str, Field(min_length=1)]

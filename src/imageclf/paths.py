@@ -6,6 +6,8 @@ from pathlib import Path
 PARAMS = Path("params.yaml")
 PIPELINE = Path("dvc.yaml")
 
+SOURCE = Path("data/source.yaml")
+LISTING = Path("data/listing.json")
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
 MODEL = Path("data/model")
