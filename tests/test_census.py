@@ -87,7 +87,7 @@ def balanced(data: Prepared) -> dict[str, Any]:
 def test_plain_images_have_a_balance_and_nothing_more_to_say(tmp_path: Path) -> None:
     manifest = balanced(prepared(tmp_path, PLAIN))
     assert (manifest["found"], manifest["used"], manifest["other_classes"]) == (26, 26, 0)
-    assert manifest["notes"] == ["26 files found: 26 used, 0 skipped"]
+    assert manifest["notes"] == ["26 files found: 26 used"]
     assert (manifest["traits"], manifest["drawn"]) == ({}, {})
     assert manifest["duplicates"] == {"test": 0, "repeated": 0, "relabeled": 0}
     assert "gray16_bits" not in manifest

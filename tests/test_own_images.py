@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_names_depth_and_numbers_survive_the_whole_pipeline(project: Project) ->
         assert json.dumps(name, ensure_ascii=False) in shown
 
 
-def test_few_classes_chosen_in_another_form_and_a_val_fraction_that_cannot_be(project: Project) -> None:
+def test_few_classes_chosen_in_another_form_and_a_val_fraction_that_cannot_be(project: Project, origin: Path) -> None:
     project.set(classes="['3', 'Ka\u0308fer', 猫]", val_fraction="0.999")
     output = project.run("dvc", "repro", "preprocess", code=255)
     assert "error: val_fraction: 0.999 leaves no image of '3', 'Käfer', '猫' to train on" in output
@@ -99,3 +100,10 @@ def test_few_classes_chosen_in_another_form_and_a_val_fraction_that_cannot_be(pr
         "top5",
         "gap",
     }
+
+    shutil.copytree(origin / "train/猫", origin / "val/猫")
+    project.run("dvc", "repro", "download")
+    output = project.run("dvc", "repro", "preprocess")
+    assert "val: the images in val/; val_fraction and split_seed do not apply" in output
+    assert "val has no image of 2 classes ('3', 'Käfer')" in output
+    assert splits.read(project.root / "data/processed").manifest["counts"]["val"] == 12

@@ -79,8 +79,9 @@ def _facts(raw: RawData, part: Part) -> NDArray[np.void]:
 
 
 def _balance(raw: RawData, used: int, other_classes: int) -> str:
+    skipped = f", {len(raw.skipped):,} skipped" if raw.skipped else ""
     left_out = f", {other_classes:,} of classes that `classes` does not name" if other_classes else ""
-    return f"{raw.found:,} files found: {used:,} used, {len(raw.skipped):,} skipped{left_out}"
+    return f"{raw.found:,} files found: {used:,} used{skipped}{left_out}"
 
 
 def _rules(raw: RawData, parts: Sequence[Part]) -> Iterator[str]:
