@@ -174,10 +174,10 @@ def load(path: Path = paths.PARAMS) -> Params:
 def _way_back(path: Path) -> str:
     """The command that restores the committed file if this one differs: `dvc exp run -S` leaves a wrong value in it."""
     try:
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", path], capture_output=True, check=False)
+        status = subprocess.run(["git", "status", "--porcelain", "--", path], capture_output=True, check=False).stdout
     except FileNotFoundError:  # no git
         return ""
-    return f"\n`git checkout HEAD {path}` restores the committed file" if changed.returncode == 1 else ""
+    return f"\n`git checkout HEAD {path}` restores the committed file" if b"M" in status[:2] else ""
 
 
 def validate(content: dict[str, Any], source: str) -> Params:
