@@ -1,5 +1,6 @@
 """Something with a name in a directory or archive, and the names that a system leaves there."""
 
+import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,3 +36,16 @@ class Entry(NamedTuple):
 def is_litter(part: str) -> bool:
     """Return True for the name of a file or folder that a system or tool keeps for itself."""
     return part.startswith(".") or part.casefold() in LITTER
+
+
+def readable(name: str) -> str:
+    """Return a name as text: what is not UTF-8 is taken for Windows-1252."""
+    return "/".join(part if part.isprintable() else _text(part) for part in name.split("/"))
+
+
+def _text(part: str) -> str:
+    raw = part.encode("utf-8", "surrogateescape")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return unicodedata.normalize("NFC", raw.decode("cp1252", "backslashreplace"))

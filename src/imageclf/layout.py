@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from imageclf import paths
-from imageclf.entries import Entry, is_litter
+from imageclf.entries import Entry, is_litter, readable
 from imageclf.errors import UserError
 from imageclf.raw import LeftOut
 
@@ -136,19 +136,6 @@ def _parts(name: str) -> Parts:
 
 def _leads_out(parts: Parts) -> bool:
     return ".." in parts or parts[0].startswith("/")
-
-
-def readable(name: str) -> str:
-    """Return a name as text: what is not UTF-8 is taken for Windows-1252."""
-    return "/".join(part if part.isprintable() else _text(part) for part in name.split("/"))
-
-
-def _text(part: str) -> str:
-    raw = part.encode("utf-8", "surrogateescape")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return unicodedata.normalize("NFC", raw.decode("cp1252", "backslashreplace"))
 
 
 def _unique(name: str, taken: dict[str, Entry]) -> str:
