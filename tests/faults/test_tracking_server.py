@@ -64,10 +64,9 @@ def test_repro_is_recorded_on_the_server(project: Project, folder: Path) -> None
 def test_temporary_and_queued_experiments_are_recorded_on_the_server(
     project: Project, folder: Path, address: str
 ) -> None:
-    where = {"MLFLOW_TRACKING_URI": address}
     project.run("dvc", "exp", "run", "--queue", "-n", "queued", "-S", "seed=3")
-    project.run("dvc", "queue", "start", **where)
-    project.run("dvc", "exp", "run", "--temp", "-n", "o'brien", "-S", "seed=2", **where)
+    project.run("dvc", "queue", "start", MLFLOW_TRACKING_URI=address)
+    project.run("dvc", "exp", "run", "--temp", "-n", "o'brien", "-S", "seed=2", MLFLOW_TRACKING_URI=address)
     until = time.monotonic() + 120
     while not any(run.name == "queued" and "test/loss" in run.metrics for run in project.runs(folder)):
         assert time.monotonic() < until, project.run("dvc", "queue", "logs", "queued")
