@@ -170,7 +170,7 @@ ARROWS = [
     ["permuted"],
     ["compare", "publication", "comparison", "recipes", "experiments"],
     ["tracking", "recorder", "reports", "resume", "significance", "summary", "progress", "fetch", "pack", "prepare"],
-    ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder"],
+    ["store", "places", "channel", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder"],
     ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening"],
     ["params", "yaml12", "paths", "runtime", "files", "errors", "detached", "raw", "cores"],
     ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder", "members", "census"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imageclf import places
-from imageclf.tracking import without_password
+from imageclf.places import without_password
 
 ODD = "it's 100% a#b?c d%20e"
 """A folder's name that holds what is special in addresses, filters and shells."""
@@ -125,6 +125,11 @@ def test_an_old_database_gets_the_command_to_give(tmp_path: Path, monkeypatch: p
 def test_a_folder_that_mlflow_refuses_gets_the_way_out() -> None:
     error = RuntimeError("The filesystem tracking backend ... MLFLOW_ALLOW_FILE_STORE=true")
     assert "MLFLOW_TRACKING_URI=sqlite:///runs.db" in places.explain(error, "./mlruns")
+
+
+def test_an_address_without_its_scheme_gets_it_named() -> None:
+    error = RuntimeError("Model registry functionality is unavailable; got unsupported URI 'localhost:5000' for ...")
+    assert "localhost:5000; that of a server begins with http://" in places.explain(error, "localhost:5000")
 
 
 def test_a_reason_is_one_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from imageclf.tracking import without_password
-
 DEFAULT = "sqlite:///mlflow.db"
 ARTIFACTS = "mlartifacts"
 PORT = 5001
@@ -110,12 +108,19 @@ def explain(error: BaseException, uri: str) -> str:
             f"MLflow no longer writes to folders like {uri}; set MLFLOW_TRACKING_URI=sqlite:///runs.db, "
             "or MLFLOW_ALLOW_FILE_STORE=true to insist"
         )
+    if "unsupported URI" in text:
+        return f"MLflow knows no address like {without_password(uri)}; that of a server begins with http:// or https://"
     text, _, _ = text.partition(" Response body: '<")  # a page of HTML
     text = re.sub(r"HTTPS?ConnectionPool\(.*?\): Max retries exceeded with url: \S+ \(Caused by (.*)\)", r"\1", text)
     for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")
     return text.strip().splitlines()[0].strip()[:300]
+
+
+def without_password(text: str) -> str:
+    """The text without the user names and passwords in its addresses."""
+    return re.sub(r"(\w[\w+.-]*://)[^:/\s@]*(?::\S*)?@", r"\1", text)
 
 
 def _argument(uri: str, *, absolute: bool = False) -> str:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import queue
-import re
 import select
 import signal
 import socket
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from imageclf import paths
+from imageclf.places import without_password
 
 PATIENCE_S = 10.0
 """How long a stage waits for a silent recorder before it continues without."""
@@ -192,11 +192,6 @@ def _parse(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return message if isinstance(message, dict) else {}
-
-
-def without_password(text: str) -> str:
-    """The text without the user names and passwords in its addresses."""
-    return re.sub(r"(\w[\w+.-]*://)[^:/\s@]*(?::\S*)?@", r"\1", text)
 
 
 @contextmanager
