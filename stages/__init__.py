@@ -24,9 +24,10 @@ if sys.version_info < PYTHON:
 
 def _report(kind: "type[BaseException]", error: BaseException, traceback: "TracebackType | None") -> None:
     """Report a package that is not installed in one sentence, and every other error by its traceback."""
-    package = (getattr(error, "name", None) or "").split(".")[0]
+    module = getattr(error, "name", None) or ""
+    package = module.split(".")[0]
     if kind is ModuleNotFoundError and package not in {"", "imageclf", "stages", *sys.stdlib_module_names}:
-        print(f"error: {sys.executable} has no package {package}; {REMEDY}", file=sys.stderr)
+        print(f"error: {sys.executable} has no module {module}; {REMEDY}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 

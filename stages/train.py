@@ -3,6 +3,7 @@
 torch is imported after the parameters are checked: a typo is told in half a second, not in three.
 """
 
+import os
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ def train(
     recorder: Recorder,
 ) -> None:
     """Build the net, fit it, write its best epoch."""
+    if machine.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Adam asks every GPU that torch sees, and fails if one is full
     import torch
 
     from imageclf import checkpoint, optim, runtime

@@ -43,7 +43,7 @@ def test_a_package_that_is_not_installed_is_one_sentence(stage: str, package: st
     program = f"import runpy; runpy.run_module('stages.{stage}', run_name='__main__')"
     done = run_with(tmp_path, HIDE.format(name=package), program)
     assert done.returncode == 1
-    assert done.stderr == f"error: {sys.executable} has no package {package}; {stages.REMEDY}\n"
+    assert done.stderr == f"error: {sys.executable} has no module {package}; {stages.REMEDY}\n"
     assert "uv run dvc" in stages.REMEDY
 
 
@@ -51,7 +51,7 @@ def test_a_package_that_a_stage_imports_late_is_one_sentence_too(tmp_path: Path)
     program = "import stages; from imageclf import errors; errors.run(lambda: __import__('torch'))"
     done = run_with(tmp_path, HIDE.format(name="torch"), program)
     assert done.returncode == 1
-    assert done.stderr == f"error: {sys.executable} has no package torch; {stages.REMEDY}\n"
+    assert done.stderr == f"error: {sys.executable} has no module torch; {stages.REMEDY}\n"
 
 
 @pytest.mark.parametrize("module", ["imageclf.no_such_module", "stages.no_such_stage", "_curses_panel.x"])

@@ -80,7 +80,7 @@ def test_dvc_that_finds_another_python_is_told_how_to_start(project: Project, tm
     dvc = shutil.which("dvc")
     assert dvc is not None
     output = project.run(dvc, "repro", "-f", "-s", "download", code=255, PATH=search)
-    assert f"has no package platformdirs; {stages.REMEDY}" in output
+    assert f"has no module platformdirs; {stages.REMEDY}" in output
     assert "Traceback" not in output
 
 

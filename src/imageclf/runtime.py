@@ -35,6 +35,9 @@ def choose_device(name: str) -> torch.device:
                 f"runtime.device: {device} cannot be used ({problem}); set it to cpu or auto in params.yaml"
             )
         print(f"runtime.device: {device} cannot be used ({problem}); auto takes the next device", flush=True)
+        # Adam asks every accelerator that torch sees, even for a net on the CPU, and fails on a broken one.
+        module: Any = torch.get_device_module(device)
+        module.is_available = lambda: False
     there = ", ".join(device for device, is_there in present.items() if is_there)
     raise UserError(f"runtime.device: torch sees no {name} here; there is {there}, and auto chooses")
 
