@@ -40,7 +40,6 @@ def limit(size: int) -> Callable[[], None]:
 def test_a_file_that_does_not_fit_is_named_and_the_earlier_ones_stay(root: Path, stage: str) -> None:
     before = {each: outputs(root, each) for each in PIPELINE}
     write_params(root, seed="1", normalize="unit")  # so that new outputs would differ
-    shutil.rmtree(root / "cache")
     ended = run_stage(root, stage, limit(LIMITS[stage]))
     assert ended.code == 1
     assert ended.sentence.startswith(("data/", "metrics/", str(root)))
@@ -90,7 +89,6 @@ def fill(disk: Path, left: int) -> Path:
 def test_a_full_disk_is_a_sentence_and_a_rerun_heals(finished: Path, disk: Path, stage: str) -> None:
     root = Path(shutil.copytree(finished, disk / "root"))
     before = outputs(root, stage)
-    shutil.rmtree(root / "cache")
     ballast = fill(disk, 0)
     ended = run_stage(root, stage)
     assert ended.code == 1
@@ -107,7 +105,6 @@ def test_a_full_disk_is_a_sentence_and_a_rerun_heals(finished: Path, disk: Path,
 def test_a_read_only_folder_is_a_sentence(finished: Path, disk: Path, stage: str) -> None:
     root = Path(shutil.copytree(finished, disk / "root"))
     before = outputs(root, stage)
-    shutil.rmtree(root / "cache")
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     ended = run_stage(root, stage)
     assert ended.code == 1
