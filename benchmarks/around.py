@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import machine, projects
-from imageclf import errors, files, paths, yaml12
-from imageclf.raw import IMAGES_TAR
+from imageclf import yaml12
+from imageclf.contracts.raw import IMAGES_TAR
+from imageclf.core import files, paths, process
 
 OUT = Path("docs/around.json")
 EPOCHS = 100
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

@@ -22,11 +22,15 @@ import torch
 
 from benchmarks import lower_bound, nets, projects, tutorial
 from benchmarks.task import Outcome, Task, outcome
-from imageclf import checkpoint, errors, files, params, paths, runtime, splits, yaml12
-from imageclf.batches import Batches
-from imageclf.losses import LOSSES
-from imageclf.scoring import BATCH_SIZE, score
-from imageclf.summary import describe_layers
+from imageclf import params, yaml12
+from imageclf.contracts import dataset
+from imageclf.core import files, paths, process
+from imageclf.inference import checkpoint
+from imageclf.tracking.summary import describe_layers
+from imageclf.training import runtime
+from imageclf.training.batches import Batches
+from imageclf.training.losses import LOSSES
+from imageclf.training.scoring import BATCH_SIZE, score
 
 RESULT = "result.json"
 
@@ -109,7 +113,7 @@ def train_keras(task: Task, backend: str) -> Outcome:
     images = {split: tutorial.normalized(data, split).transpose(0, 2, 3, 1).copy() for split in targets}
     losses = {1: keras.losses.SparseCategoricalCrossentropy, 2: keras.losses.CategoricalCrossentropy}
     loss = losses[targets["train"].ndim](from_logits=True)
-    net = nets.keras_net(nets.layers(parameters, len(data.classes)), data.image_shape)
+    net = nets.keras_net(nets.layers(parameters, len(data.manifest.classes)), data.manifest.image_shape)
     net.compile(optimizers[parameters.optimizer](), loss=loss, metrics=["accuracy"])
     ends: list[float] = []
     stopwatch = keras.callbacks.LambdaCallback(on_epoch_end=lambda _epoch, _logs: ends.append(time.perf_counter()))
@@ -147,7 +151,7 @@ def train_imageclf(task: Task) -> Outcome:
 def compute_lower_bound(task: Task) -> Outcome:
     """Return the time of the epoch's multiply-adds at the speed of a large matrix product, without training."""
     threads = runtime.set_threads(task.parameters.runtime.threads)
-    layers = describe_layers(tutorial.net(task.parameters, task.data), task.data.image_shape)
+    layers = describe_layers(tutorial.net(task.parameters, task.data), task.data.manifest.image_shape)
     seconds = lower_bound.multiply_adds(layers, len(task.data["train"])) / lower_bound.product_rate()
     return Outcome([seconds], [], None, 0, threads)
 
@@ -179,7 +183,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for project in arguments.project:
         with contextlib.chdir(project):
-            data = splits.read(paths.PROCESSED)
+            data = dataset.read(paths.PROCESSED)
             share = SHARES.get(arguments.competitor, 1.0) if len(data["train"]) > SHORT else 1.0
             task = Task(project.name, params.load(), data, arguments.epochs, share)
             torch.manual_seed(task.parameters.seed)
@@ -187,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

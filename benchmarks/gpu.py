@@ -4,9 +4,9 @@
     python -m benchmarks.gpu --data <folder> --out gpu.json  # on the GPU: needs Python 3.11, torch, numpy, safetensors
     python -m benchmarks.gpu --data <folder> --device cpu --quick
 
-`--prepare` writes the prepared data sets `mnist` and `cifar10`, as `imageclf.splits` reads them, and `recipes.json`,
-the parameters of the measured recipes. Nets from torchvision are skipped if it is not installed. The exit code is 1
-if a check of the part `correct` fails.
+`--prepare` writes the prepared data sets `mnist` and `cifar10`, as `imageclf.contracts.dataset` reads them, and
+`recipes.json`, the parameters of the measured recipes. Nets from torchvision are skipped if it is not installed. The
+exit code is 1 if a check of the part `correct` fails.
 """
 
 import argparse
@@ -26,8 +26,10 @@ import torch
 from benchmarks import gpu_accuracy, gpu_correct, gpu_speed, machine
 from benchmarks.gpu_training import Rows, Values
 from benchmarks.output import markdown_table
-from imageclf import errors, files, runtime, splits
-from imageclf.errors import UserError
+from imageclf.contracts import dataset
+from imageclf.core import files, process
+from imageclf.core.errors import UserError
+from imageclf.training import runtime
 
 RECIPES = "recipes.json"
 MEASURED = list(dict.fromkeys([*(recipe for recipe, _ in gpu_speed.NETS.values()), *gpu_accuracy.TARGETS]))
@@ -78,7 +80,7 @@ def run(parts: list[str], folder: Path, device: torch.device, quick: bool, out: 
     runtime.set_threads("auto")
     recipes = read_recipes(folder)
     found: dict[str, Any] = {"machine": describe(device), "quick": quick, "recipes": recipes}
-    found["data"] = {name: splits.read(folder / name).sha256 for name in ("mnist", "cifar10")}
+    found["data"] = {name: dataset.read(folder / name).manifest.sha256 for name in ("mnist", "cifar10")}
     print(", ".join(f"{key}: {value}" for key, value in found["machine"].items()))
     for part in parts:
         found[part] = PARTS[part](folder, device, recipes, quick)
@@ -113,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import ROOT
 from benchmarks.gpu_training import SMALL, Job, Rows, Values, new_net, read, some, synchronize, train
-from imageclf.batches import Batches, Normalize
-from imageclf.losses import LOSSES
-from imageclf.runtime import choose_device
-from imageclf.scoring import BATCH_SIZE, score
+from imageclf.training.batches import Batches, Normalize
+from imageclf.training.losses import LOSSES
+from imageclf.training.runtime import choose_device
+from imageclf.training.scoring import BATCH_SIZE, score
 
 
 class Target(NamedTuple):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks import gpu_training
 from benchmarks.gpu_training import Job, Precision, Rows, Values
-from imageclf.fit import Position
-from imageclf.runtime import choose_device
+from imageclf.training.fit import Position
+from imageclf.training.runtime import choose_device
 
 STEPS, QUICK_STEPS = 20, 5
 

@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
-from imageclf import cores, files, folder, pack, recipes
-from imageclf.datasets import DATASETS
-from imageclf.prepare import prepare
-from imageclf.raw import RawData
+from imageclf.contracts.preparation import Preparation
+from imageclf.contracts.raw import RawData
+from imageclf.core import cores, files
+from imageclf.download import pack
+from imageclf.download.datasets import DATASETS
+from imageclf.preprocess import folder
+from imageclf.preprocess.prepare import prepare
+from imageclf.study import recipes
 
-PREPARATION: dict[str, Any] = {
-    "classes": None,
-    "val_fraction": 0.0,
-    "split_seed": 0,
-    "grayscale": False,
-    "image_size": None,
-    "pad": 0,
-    "one_hot": False,
-}
-"""Parameters of the preparation, equal in all measured recipes."""
+PREPARATION = Preparation()
+OTHERS: dict[str, Any] = {"classes": None, "val_fraction": 0.0, "split_seed": 0, "one_hot": False}
+"""Parameters of preprocess, equal in all measured recipes, as is the preparation."""
 
 
 def write_recipes(names: Iterable[str], path: Path) -> None:
@@ -48,5 +45,5 @@ def write_data(archives: Path, out: Path) -> None:
 
 def write_set(raw: RawData, dataset: str, out: Path) -> None:
     """Write one prepared data set and print its sizes."""
-    manifest = prepare(raw, out, dataset=dataset, normalize="standard", permute_seed=None, **PREPARATION)
-    print(f"{out}: {manifest['counts']} images of {'x'.join(map(str, manifest['image_shape']))}")
+    manifest = prepare(raw, out, dataset=dataset, normalize="standard", preparation=PREPARATION, **OTHERS)
+    print(f"{out}: {manifest.counts} images of {'x'.join(map(str, manifest.image_shape))}")

@@ -12,10 +12,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.gpu_training import Job, new_augmentation, new_optimizer, set_precision, synchronize
-from imageclf.batches import Normalize
-from imageclf.cores import allowed_cores
-from imageclf.losses import LOSSES, smooth
-from imageclf.splits import Split
+from imageclf.contracts.dataset import Split
+from imageclf.core.cores import allowed_cores
+from imageclf.training.batches import Normalize
+from imageclf.training.losses import LOSSES, smooth
 
 TUTORIAL_WORKERS = 2
 OPTIMIZED_WORKERS = min(4, allowed_cores())

@@ -148,7 +148,7 @@ def _round(start_loop: Loop, job: Job, seconds: float) -> _Round:
 def _operations(job: Job) -> int:
     """Return torch's count of floating-point operations per image, forward and backward: products and convolutions."""
     net = gpu_training.new_net(replace(job, device=torch.device("cpu")))
-    images = torch.zeros(2, *job.data.image_shape)
+    images = torch.zeros(2, *job.data.manifest.image_shape)
     with FlopCounterMode(display=False) as counter:
         net(images).sum().backward()
     return counter.get_total_flops() // 2

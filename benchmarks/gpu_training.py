@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from imageclf import models, optim, runtime, splits
-from imageclf.augment import Augmentation
-from imageclf.batches import Batches, Normalize
-from imageclf.fit import Epoch, OnStep, fit
-from imageclf.losses import LOSSES
-from imageclf.runtime import derive
-from imageclf.splits import Prepared, Split
+from imageclf import models
+from imageclf.contracts import dataset
+from imageclf.contracts.dataset import Prepared, Split
+from imageclf.training import optim, runtime
+from imageclf.training.augment import Augmentation
+from imageclf.training.batches import Batches, Normalize
+from imageclf.training.fit import Epoch, OnStep, fit
+from imageclf.training.losses import LOSSES
+from imageclf.training.runtime import derive
 
 Values = dict[str, Any]
 Rows = list[Values]
@@ -62,8 +64,8 @@ def set_precision(precision: Precision, device: torch.device) -> AbstractContext
 
 def read(folder: Path, parameters: Values) -> Prepared:
     """Return the data of a recipe, to be normalized as the recipe says."""
-    data = splits.read(folder / parameters["dataset"])
-    return Prepared(data.folder, {**data.manifest, "normalize": parameters["normalize"]})
+    data = dataset.read(folder / parameters["dataset"])
+    return Prepared(data.folder, replace(data.manifest, normalize=parameters["normalize"]))
 
 
 def some(split: Split, count: int) -> Split:
@@ -78,7 +80,9 @@ def new_net(job: Job) -> nn.Module:
     parameters, data, device = job.parameters, job.data, job.device
     torch.manual_seed(derive(parameters["seed"], 0))
     arguments = {key: parameters[key] for key in models.parameter_names(parameters["model"])}
-    return runtime.place(models.build(parameters["model"], data.image_shape, len(data.classes), **arguments), device)
+    return runtime.place(
+        models.build(parameters["model"], data.manifest.image_shape, len(data.manifest.classes), **arguments), device
+    )
 
 
 def new_optimizer(parameters: Values, net: nn.Module) -> optim.Optimizer:

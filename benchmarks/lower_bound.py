@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from imageclf.summary import Layer
+from imageclf.tracking.summary import Layer
 
 SIDE = 2048
 REPEATS = 10

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
-from imageclf import cores
+from imageclf.core import cores
 
 
 def describe(packages: Iterable[str]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imageclf import files
-from imageclf.errors import UserError
+from imageclf.core import files
+from imageclf.core.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import machine, output, projects, report
 from benchmarks.competitors import COMPETITORS, NEEDS, RESULT, SHARES, SHORT
-from imageclf import errors, files
+from imageclf.core import files, process
 
 OUT = Path("docs/peers")
 RECIPES: dict[str, int | None] = {
@@ -134,4 +134,4 @@ def prepare(work: Path, names: list[str], data: Path, *, quick: bool) -> dict[st
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

@@ -6,15 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import ROOT
-from imageclf import files, npy, params, paths, recipes, splits, yaml12
-from imageclf.errors import UserError
-from imageclf.partition import stratified
+from imageclf import params, yaml12
+from imageclf.contracts import dataset
+from imageclf.core import files, paths
+from imageclf.core.errors import UserError
+from imageclf.preprocess import npy
+from imageclf.preprocess.partition import stratified
+from imageclf.study import recipes
 
 COMMON_CHANGES: dict[str, Any] = {
     "val_fraction": 0.1,  # imageclf validates after each epoch, on images that no competitor trains on
@@ -75,7 +80,7 @@ def make(folder: Path, recipe: str, images: int | None, data: Path) -> int:
     params.load(folder / paths.PARAMS)
     for stage in ("download", "preprocess"):
         run(folder, "-m", f"stages.{stage}", IMAGECLF_MIRROR=str(data.resolve()))
-    whole = splits.read(folder / paths.PROCESSED).manifest["counts"]["train"]
+    whole = dataset.read(folder / paths.PROCESSED).manifest.counts["train"]
     if images is not None:
         subsample(folder / paths.PROCESSED, images)
     return whole
@@ -91,18 +96,17 @@ def parameters(recipe: str, data: Path) -> dict[str, Any]:
 
 def subsample(folder: Path, images: int) -> None:
     """Keep `images` of the train images in prepared data, and the same share of the other splits."""
-    data = splits.read(folder)
-    share = min(1.0, images / data.manifest["counts"]["train"])
+    data = dataset.read(folder)
+    share = min(1.0, images / data.manifest.counts["train"])
     counts: dict[str, int] = {}
     digests: dict[str, str] = {}
-    for split in data.manifest["counts"]:
+    for split in data.manifest.counts:
         part = data[split]
         rows = np.flatnonzero(stratified(part.labels, share, seed=0))
         counts[split] = len(rows)
-        for file, array in zip(splits.split_files(split), (part.images, part.targets), strict=True):
+        for file, array in zip(dataset.split_files(split), (part.images, part.targets), strict=True):
             npy.write(folder / file, array[rows], digests)
-    unsigned = {key: value for key, value in data.manifest.items() if key != "sha256"}
-    files.write_manifest(folder / splits.MANIFEST, {**unsigned, "counts": counts, "files": digests})
+    dataset.write_manifest(folder, replace(data.manifest, counts=counts, files=digests))
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> None:

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from benchmarks import machine, output, projects
 from benchmarks.output import BLACK, BLUE, ORANGE, VERMILION, markdown_table
 from benchmarks.scale_steps import RESULT, STEPS
-from imageclf import errors, files, paths
-from imageclf.datasets import DATASETS
-from imageclf.raw import CHUNK, Images
+from imageclf.contracts.raw import CHUNK, Images
+from imageclf.core import files, paths, process
+from imageclf.download.datasets import DATASETS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -207,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

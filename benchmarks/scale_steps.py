@@ -9,15 +9,21 @@ import argparse
 import re
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
-from imageclf import files, params, paths, recipes, resume, splits, yaml12
-from imageclf.datasets import DATASETS
-from imageclf.prepare import prepare
-from imageclf.tracking import Recorder
+from imageclf import params, yaml12
+from imageclf.contracts import dataset
+from imageclf.contracts.preparation import Preparation
+from imageclf.core import files, paths
+from imageclf.download.datasets import DATASETS
+from imageclf.preprocess.prepare import prepare
+from imageclf.study import recipes
+from imageclf.tracking.client import Recorder
+from imageclf.training import resume
 
 RESULT = "result.json"
 RECIPE, CHANGES = "fc500", {"epochs": 1, "val_fraction": 0.1, "runtime.device": "cpu"}
@@ -32,9 +38,10 @@ def parameters() -> params.Params:
 
 def preprocess() -> dict[str, Any]:
     """Prepare the raw archives as the stage does, without checking the archives' published checksums."""
-    settings = parameters().of(params.PreprocessParams).model_dump(exclude={"permute", "permute_seed"})
+    options = parameters().of(params.PreprocessParams)
+    others = options.model_dump(exclude={"permute", *(field.name for field in fields(Preparation))})
     start = time.perf_counter()
-    prepare(DATASETS["mnist"].read(paths.RAW), paths.PROCESSED, permute_seed=None, **settings)
+    prepare(DATASETS["mnist"].read(paths.RAW), paths.PROCESSED, preparation=options.preparation(), **others)
     return {"seconds": time.perf_counter() - start}
 
 
@@ -47,7 +54,9 @@ def train() -> dict[str, Any]:
     settings = parameters()
     start = time.perf_counter()
     with resume.slot("scale") as slot:
-        run_stage(settings.of(params.TrainParams), settings.runtime, splits.read(paths.PROCESSED), slot, Recorder(None))
+        run_stage(
+            settings.of(params.TrainParams), settings.runtime, dataset.read(paths.PROCESSED), slot, Recorder(None)
+        )
         slot.clear()
     return {"seconds": time.perf_counter() - start}
 
@@ -56,15 +65,16 @@ def epoch(resident_bytes: int) -> dict[str, Any]:
     """Time the second of two epochs; images of up to `resident_bytes` are kept in memory."""
     import torch
 
-    from imageclf import checkpoint, optim, runtime
-    from imageclf.batches import Batches, Normalize
-    from imageclf.fit import fit
-    from imageclf.losses import LOSSES
-    from stages.train import describe
+    from imageclf import models
+    from imageclf.training import optim, runtime
+    from imageclf.training.batches import Batches, Normalize
+    from imageclf.training.fit import fit
+    from imageclf.training.losses import LOSSES
 
-    settings, data = parameters(), splits.read(paths.PROCESSED)
+    settings, data = parameters(), dataset.read(paths.PROCESSED)
     runtime.set_threads(settings.runtime.threads)
-    net = checkpoint.build_net(describe(settings.of(params.TrainParams), data))
+    arguments = {name: getattr(settings, name) for name in models.parameter_names(settings.model)}
+    net = models.build(settings.model, data.manifest.image_shape, len(data.manifest.classes), **arguments)
     optimizer = optim.OPTIMIZERS[settings.optimizer](net, optim.OptimizerOptions(lr=settings.lr))
     normalize = Normalize(data.normalization)
     batches = Batches(data["train"], normalize, settings.batch_size, torch.device("cpu"), resident_bytes=resident_bytes)

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imageclf.contracts.dataset import Prepared
 from imageclf.params import Params
-from imageclf.splits import Prepared
 
 
 @dataclass(frozen=True)

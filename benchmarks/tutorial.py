@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import nets
-from imageclf import paths
+from imageclf.contracts.dataset import Prepared
+from imageclf.core import paths
 from imageclf.params import Params
-from imageclf.splits import Prepared
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, Params], torch.optim.Optimizer]] = {
     "adam": lambda net, parameters: torch.optim.Adam(net.parameters(), lr=parameters.lr),
@@ -73,7 +73,7 @@ def unpack(raw: Path) -> Path:
 
 def net(parameters: Params, data: Prepared) -> nn.Sequential:
     """Return the recipe's net in plain torch layers, with log-softmax at its end if the loss needs it."""
-    made = nets.torch_net(nets.layers(parameters, len(data.classes)), data.image_shape)
+    made = nets.torch_net(nets.layers(parameters, len(data.manifest.classes)), data.manifest.image_shape)
     return made.append(nn.LogSoftmax(dim=1)) if parameters.loss == "nll" else made
 
 

@@ -1,10 +1,10 @@
 """The stages, each run as `python -m stages.<name>` from the project's root.
 
-DVC runs queued and `--temp` experiments in a copy of the project, but the installed package is a link to
-the workspace, which may have changed since. So the library of this very checkout comes first.
+DVC runs queued and `--temp` experiments in a copy of the project. The installed package is a link to the workspace,
+which may have changed since, so the library of this checkout is put first on the path.
 
-DVC runs the first `python` on PATH. If that is not the project's, one sentence says so. This file must
-therefore be valid Python 3.8, and import nothing but the standard library.
+DVC runs the first `python` on PATH. If it is not the project's Python, an error says so. This file must therefore be
+valid Python 3.8, and import only the standard library.
 """
 
 import sys
@@ -23,7 +23,7 @@ if sys.version_info < PYTHON:
 
 
 def _report(kind: "type[BaseException]", error: BaseException, traceback: "TracebackType | None") -> None:
-    """Report a package that is not installed in one sentence, and every other error by its traceback."""
+    """Print one sentence for a package that is not installed, and a traceback for any other error."""
     module = getattr(error, "name", None) or ""
     package = module.split(".")[0]
     if kind is ModuleNotFoundError and package not in {"", "imageclf", "stages", *sys.stdlib_module_names}:

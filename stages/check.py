@@ -1,20 +1,17 @@
-"""Refuse a mistake in params.yaml, and write to data/source.yaml if there is a folder to watch.
+"""Check params.yaml, and write to data/source.yaml whether there is a folder to watch: `python -m stages.check`."""
 
-python -m stages.check
-"""
+from imageclf import params
+from imageclf.core import files, paths, process
 
-from imageclf import errors, files, params, paths
+FOLDER = "# NaN is not equal to itself, so DVC always finds it changed, and lists the folder again.\nwatched: .nan\n"
+PUBLISHED = "# A published data set never changes.\nwatched: false\n"
 
 
 def main() -> None:
     """Write data/source.yaml."""
-    knobs = params.load().of(params.CheckParams)
-    if knobs.dataset == "folder":
-        text = "# Not a number is not equal to itself: DVC finds it changed each time, and lists the folder again.\n"
-        files.write_text(paths.SOURCE, f"{text}watched: .nan\n")
-    else:
-        files.write_text(paths.SOURCE, "# A published data set never changes.\nwatched: false\n")
+    options = params.load().of(params.CheckParams)
+    files.write_text(paths.SOURCE, FOLDER if options.dataset == "folder" else PUBLISHED)
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

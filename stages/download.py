@@ -1,24 +1,24 @@
-"""Bring the raw files of `dataset` to data/raw: published archives, checked, or one's own images.
+"""Write the verified archives of a data set, or your own images, to data/raw: `python -m stages.download`."""
 
-python -m stages.download
-"""
-
-from imageclf import errors, fetch, listing, origins, pack, params, paths
-from imageclf.datasets import DATASETS
-from imageclf.raw import IMAGES_MANIFEST, list_skipped
+from imageclf import params
+from imageclf.contracts.raw import IMAGES_MANIFEST, list_skipped
+from imageclf.core import paths, process
+from imageclf.download import fetch, listing, origins, pack
+from imageclf.download.datasets import DATASETS
 
 
 def main() -> None:
-    """Fill data/raw."""
+    """Write data/raw."""
     settings = params.load()
-    knobs, progress = settings.of(params.DownloadParams), settings.runtime.progress
-    if knobs.dataset == "folder":
-        manifest = pack.pack(origins.locate(knobs.folder), paths.RAW, progress)
-        listing.check(paths.LISTING, knobs.folder, progress)  # else DVC would keep what was packed for what was listed
-        print(f"{len(manifest['members']):,} of {manifest['found']:,} files; {_classes(manifest['classes'])}")
-        print(list_skipped(manifest["skipped"], paths.RAW / IMAGES_MANIFEST), end="")
+    options, progress = settings.of(params.DownloadParams), settings.runtime.progress
+    if options.dataset == "folder":
+        manifest = pack.pack(origins.locate(options.folder), paths.RAW, progress)
+        # If the folder changed since `list` ran, DVC would store these images as those of the older listing.
+        listing.check(paths.LISTING, options.folder, progress)
+        print(f"{len(manifest.members):,} of {manifest.found:,} files; {_classes(manifest.classes)}")
+        print(list_skipped(manifest.skipped, paths.RAW / IMAGES_MANIFEST), end="")
     else:
-        fetch.fetch(knobs.dataset, DATASETS[knobs.dataset], paths.RAW, settings.runtime.mirror, progress)
+        fetch.fetch(options.dataset, DATASETS[options.dataset], paths.RAW, settings.runtime.mirror, progress)
 
 
 def _classes(names: list[str], most: int = 10) -> str:
@@ -26,4 +26,4 @@ def _classes(names: list[str], most: int = 10) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

@@ -1,76 +1,59 @@
-"""Score the trained net on the test split, once, and draw what it does: `python -m stages.evaluate`."""
+"""Score the trained net on the test split, and plot the results: `python -m stages.evaluate`."""
 
-import csv
 import json
 from dataclasses import asdict
-from typing import Any
 
-from imageclf import errors, files, params, paths, splits, tracking
-from imageclf.tracking import Recorder
+from imageclf import params
+from imageclf.contracts import dataset, model
+from imageclf.contracts.dataset import Prepared
+from imageclf.core import files, paths, process
+from imageclf.tracking import events
 
 
 def main() -> None:
-    """Write metrics/test.json, the tables and the pictures; add them to the run of this model."""
+    """Write metrics/test.json, the tables and the plots; add them to the run of this model."""
     settings = params.load()
-    data = splits.read(paths.PROCESSED)
-    recipe = files.read_manifest(paths.RECIPE, made_by="train")
-    digest = recipe["weights_sha256"]
-    with tracking.recording("evaluate", model_sha256=digest, enabled=settings.runtime.tracking) as recorder:
-        with recorder.if_restored():
-            retell(recorder, settings, data, recipe)
-        evaluate(settings.runtime, data, recorder)
+    data, spec = dataset.read(paths.PROCESSED), model.read_spec(paths.MODEL)
+    with events.evaluation_run(spec, enabled=settings.runtime.tracking) as recorder:
+        events.training_restored(recorder, settings, data.manifest, spec)
+        scores = evaluate(settings.runtime, data)
+        events.evaluated(recorder, scores, spec.epoch)
 
 
-def retell(recorder: Recorder, settings: params.Params, data: splits.Prepared, recipe: dict[str, Any]) -> None:
-    """Record the training from its outputs, as it would have recorded itself."""
-    recorder.params(settings.model_dump(exclude={"runtime"}))
-    recorder.dataset(settings.dataset, data.sha256)
-    recorder.tags({"data_sha256": data.sha256})
-    with paths.HISTORY.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            number = int(row.pop("epoch"))
-            recorder.epoch({"number": number, **{key: float(value) for key, value in row.items() if value}})
-    recorder.scores({"best": json.loads(paths.TRAIN_SCORES.read_text())}, step=recipe["epoch"])
-    recorder.artifacts([paths.HISTORY, paths.TRAIN_SCORES])
-    recorder.model(paths.MODEL, recipe["epoch"])
-
-
-def evaluate(machine: params.RuntimeParams, data: splits.Prepared, recorder: Recorder) -> None:
-    """Predict the test split, then write numbers, tables and pictures."""
+def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
+    """Predict the test split, write numbers, tables and plots, and return the scores by name."""
     import torch
 
-    from imageclf import checkpoint, fonts, reports, runtime, scoring
-    from imageclf.batches import Batches
-    from imageclf.losses import LOSSES
+    from imageclf.evaluation import fonts, plots, tables
+    from imageclf.inference import checkpoint
+    from imageclf.training import runtime, scoring
+    from imageclf.training.batches import Batches
+    from imageclf.training.losses import LOSSES
 
     device = runtime.choose_device(machine.device)
     runtime.set_threads(machine.threads)
-    loaded = checkpoint.load(paths.MODEL)
-    recipe, test = loaded.recipe, data["test"]
+    loaded, test = checkpoint.load(paths.MODEL), data["test"]
     batches = Batches(test, loaded.normalize, scoring.BATCH_SIZE, device)
     outputs = list(scoring.predict(runtime.place(loaded.net, device), batches))
-    scores = asdict(scoring.compute_scores(outputs, LOSSES[recipe["loss"]]))
+    scores = asdict(scoring.compute_scores(outputs, LOSSES[loaded.spec.loss]))
     scores["gap"] = json.loads(paths.TRAIN_SCORES.read_text())["train"]["accuracy"] - scores["accuracy"]
     probabilities = torch.cat([logits for logits, _ in outputs]).softmax(dim=1).cpu().numpy()
 
-    labels, classes = test.labels, recipe["classes"]
-    images = splits.unpermute(test.images, data.permutation)
-    reports.write_predictions(paths.PREDICTIONS, classes, labels, probabilities)
-    confusion = reports.confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
-    reports.write_per_class(paths.PER_CLASS, classes, confusion)
-    reports.plot_confusion(paths.PLOTS / "confusion.png", classes, confusion)
-    for name, rows in (("samples", slice(8)), ("mistakes", reports.surest_mistakes(labels, probabilities)[:8])):
+    labels, classes = test.labels, loaded.spec.classes
+    images = dataset.unpermute(test.images, data.permutation)
+    tables.write_predictions(paths.PREDICTIONS, classes, labels, probabilities)
+    confusion = tables.confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
+    tables.write_per_class(paths.PER_CLASS, classes, confusion)
+    plots.plot_confusion(paths.PLOTS / "confusion.png", classes, confusion)
+    for name, rows in (("samples", slice(8)), ("mistakes", tables.most_confident_mistakes(labels, probabilities)[:8])):
         plot = paths.PLOTS / f"{name}.png"
-        reports.plot_predictions(plot, images[rows], labels[rows], probabilities[rows], classes)
+        plots.plot_predictions(plot, images[rows], labels[rows], probabilities[rows], classes)
     files.write_json(paths.TEST_SCORES, {"test": scores})
-    top5 = f"top-5 {scores['top5']:.2%}, " if len(classes) > 5 else ""  # else it is 100% whatever the net says
+    top5 = f"top-5 {scores['top5']:.2%}, " if len(classes) > 5 else ""  # with five classes or fewer it is always 100%
     print(f"test accuracy {scores['accuracy']:.2%}, {top5}loss {scores['loss']:.4f}")
     print(fonts.note(classes), end="")
-
-    recorder.scores({"test": scores}, step=recipe["epoch"])
-    recorder.artifacts([paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS])
-    recorder.artifacts(sorted(paths.PLOTS.glob("*.png")), folder="plots")
+    return scores
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

@@ -1,16 +1,17 @@
-"""List the user's own images in data/listing.json: `python -m stages.list`."""
+"""Write a digest of your own folder of images to data/listing.json: `python -m stages.list`."""
 
-from imageclf import errors, files, listing, params, paths
+from imageclf import params
+from imageclf.core import paths, process
+from imageclf.download import listing
 
 
 def main() -> None:
     """Write data/listing.json."""
     settings = params.load()
-    knobs = settings.of(params.DownloadParams)
-    own = knobs.dataset == "folder"
-    content = listing.of_folder(knobs.folder, settings.runtime.progress) if own else listing.NO_FOLDER
-    files.write_json(paths.LISTING, content)
+    options = settings.of(params.DownloadParams)
+    folder = options.folder if options.dataset == "folder" else None
+    listing.write(paths.LISTING, folder, settings.runtime.progress)
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

@@ -1,45 +1,44 @@
-"""Turn data/raw into the splits of data/processed: `python -m stages.preprocess`."""
+"""Prepare the images in data/raw, and write the splits to data/processed: `python -m stages.preprocess`."""
 
-from imageclf import cores, errors, files, folder, params, paths, splits
-from imageclf.datasets import DATASETS
-from imageclf.prepare import prepare
-from imageclf.raw import RawData, list_skipped
+from imageclf import params
+from imageclf.contracts import dataset
+from imageclf.contracts.raw import RawData, list_skipped
+from imageclf.core import cores, files, paths, process
+from imageclf.download.datasets import DATASETS
+from imageclf.preprocess import folder
+from imageclf.preprocess.prepare import prepare
 
 
-def read_raw(knobs: params.PreprocessParams, machine: params.RuntimeParams) -> RawData:
-    """What data/raw holds; raises `UserError` where it is not what download wrote."""
-    if knobs.dataset == "folder":
+def read_raw(options: params.PreprocessParams, machine: params.RuntimeParams) -> RawData:
+    """Read data/raw. Raises `UserError` if a file is missing or damaged."""
+    if options.dataset == "folder":
         workers = cores.allowed_cores() if machine.threads == "auto" else machine.threads
-        return folder.read(paths.RAW, knobs.image_size, workers, machine.progress)
-    source = DATASETS[knobs.dataset]
+        return folder.read(paths.RAW, options.image_size, workers, machine.progress)
+    source = DATASETS[options.dataset]
     for name, archive in source.files.items():
         files.verify(paths.RAW / name, archive.sha256, made_by="download")
     return source.read(paths.RAW)
 
 
 def main() -> None:
-    """Fill data/processed."""
+    """Write data/processed."""
     settings = params.load()
-    knobs = settings.of(params.PreprocessParams)
+    options = settings.of(params.PreprocessParams)
     manifest = prepare(
-        read_raw(knobs, settings.runtime),
+        read_raw(options, settings.runtime),
         paths.PROCESSED,
-        dataset=knobs.dataset,
-        classes=None if knobs.classes is None else [str(name) for name in knobs.classes],
-        val_fraction=knobs.val_fraction,
-        split_seed=knobs.split_seed,
-        grayscale=knobs.grayscale,
-        image_size=knobs.image_size,
-        pad=knobs.pad,
-        normalize=knobs.normalize,
-        permute_seed=knobs.permute_seed if knobs.permute else None,
-        one_hot=knobs.one_hot,
+        dataset=options.dataset,
+        classes=None if options.classes is None else [str(name) for name in options.classes],
+        val_fraction=options.val_fraction,
+        split_seed=options.split_seed,
+        preparation=options.preparation(),
+        normalize=options.normalize,
+        one_hot=options.one_hot,
     )
-    counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest["counts"].items()))
-    print(f"{counts} images of {'x'.join(map(str, manifest['image_shape']))}")
-    print("".join(f"{note}\n" for note in manifest.get("notes", ())), end="")
-    print(list_skipped(manifest["skipped"], paths.PROCESSED / splits.MANIFEST), end="")
+    counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest.counts.items()))
+    print(f"{counts} images of {'x'.join(map(str, manifest.image_shape))}", *manifest.notes, sep="\n")
+    print(list_skipped(manifest.skipped, paths.PROCESSED / dataset.MANIFEST), end="")
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    process.run(main)

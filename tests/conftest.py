@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Two tests run at a time; torch, when it is imported, and the stages that they start get one core each.
+# Two tests run at a time: torch and the stages that a test starts use one core.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from imageclf.splits import Split
+from imageclf.contracts.dataset import Split
 
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """A test run started in the background ignores Ctrl-C, and so would the processes it starts."""
+    """Enable Ctrl-C, which processes ignore if the test run was started in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -30,17 +30,17 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.fixture
 def made_split() -> Split:
-    """150 grey images of 8x8 in 4 classes, one-hot; each class lights two rows of its own, so it can be learnt."""
+    """Create 150 gray images (1, 8, 8) in 4 classes, one-hot; in each class two other rows are bright."""
     random = np.random.default_rng(0)
     labels = random.integers(4, size=150)
     images = random.integers(100, size=(150, 1, 8, 8), dtype=np.uint8)
-    lit = np.repeat(np.eye(4, dtype=np.uint8), 2, axis=1)[labels]
-    return Split(images + 100 * lit[:, None, :, None], np.eye(4, dtype=np.uint8)[labels])
+    bright = np.repeat(np.eye(4, dtype=np.uint8), 2, axis=1)[labels]
+    return Split(images + 100 * bright[:, None, :, None], np.eye(4, dtype=np.uint8)[labels])
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For tests that compute much: on a busy machine torch's threads wait for one another, ten times as long."""
+    """Use one thread: on a busy machine, the threads of torch wait for each other, which takes ten times as long."""
     import torch
 
     threads = torch.get_num_threads()
@@ -50,13 +50,13 @@ def one_thread() -> Iterator[None]:
 
 
 def names(folder: Path) -> list[str]:
-    """What a folder holds, hidden files included; nothing if it is not there."""
+    """Return the sorted names in a folder, with hidden files; [] if it does not exist."""
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
 @contextmanager
 def peak_below(size: int) -> Iterator[None]:
-    """Fail if Python's memory, which is numpy's too, grows by more than `size` bytes at any time inside."""
+    """Fail if the memory of Python and numpy grows by `size` bytes or more inside the context."""
     tracemalloc.start()
     try:
         yield
@@ -68,7 +68,7 @@ def peak_below(size: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class MadeArchives:
-    """Four gzipped IDX files named like MNIST's, and what is in them."""
+    """Four gzipped IDX files with the names of MNIST's, and their content."""
 
     folder: Path
     images: dict[str, NDArray[np.uint8]]
@@ -77,7 +77,7 @@ class MadeArchives:
 
 @pytest.fixture
 def made_archives(tmp_path: Path) -> MadeArchives:
-    """23 train and 10 test images of 5x4 in 10 classes."""
+    """Create 23 train and 10 test images (1, 5, 4) in 10 classes."""
     made = MadeArchives(tmp_path / "made_archives", {}, {})
     made.folder.mkdir()
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Which project files a module really imports, read from its source: what `dvc.yaml` is held against."""
+"""Find the project files that a module imports, from its source. The tests compare them with `dvc.yaml`."""
 
 import ast
 from pathlib import Path
@@ -8,15 +8,15 @@ SOURCE = ROOT / "src"
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a module of ours; None for anybody else's."""
+    """Return the file of a module of this project; None for other modules."""
     stem = (SOURCE if name.partition(".")[0] == "imageclf" else ROOT) / name.replace(".", "/")
     return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
 
 
 def imported_names(path: Path) -> set[str]:
-    """Every dotted name that a file imports, inside functions too, with the packages on the way.
+    """Return the dotted names that a file imports, also inside functions, and the names of their packages.
 
-    What stands under `if TYPE_CHECKING` is never run and does not count.
+    Imports under `if TYPE_CHECKING` are never run, and are ignored.
     """
     names: set[str] = set()
     nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
@@ -34,9 +34,9 @@ def imported_names(path: Path) -> set[str]:
 
 
 def imported_files(path: Path, stop: set[Path] | None = None) -> set[Path]:
-    """The project files that running `path` can import, itself and its package's `__init__` included.
+    """Return the project files that running `path` can import, with itself and the `__init__` of its package.
 
-    Those in `stop` are left out, with what only they import.
+    Files in `stop` are left out, with the files that only they import.
     """
     reached: set[Path] = set()
     waiting = [path, path.parent / "__init__.py"]

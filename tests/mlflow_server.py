@@ -1,4 +1,4 @@
-"""A real `mlflow server`, and a proxy in front of it that can be slow, silent, broken or gone."""
+"""A real `mlflow server`, and a proxy in front of it that can be slow, silent, broken or closed."""
 
 import http.client
 import http.server
@@ -27,7 +27,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """The address of a server whose database and artifacts are in `folder`."""
+    """Yield the address of a server whose database and artifacts are in `folder`."""
     port = free_port()
     process = subprocess.Popen(
         [
@@ -41,14 +41,14 @@ def server(folder: Path) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        _await(f"http://127.0.0.1:{port}/health")
+        _wait_until_ready(f"http://127.0.0.1:{port}/health")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _await(address: str) -> None:
+def _wait_until_ready(address: str) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until:
         try:
@@ -60,19 +60,19 @@ def _await(address: str) -> None:
 
 
 class Proxy:
-    """Passes everything on, but for requests whose path holds `where`, from the one numbered `first` on.
+    """A proxy with a fault for requests whose path contains `where`, starting with the one numbered `first`.
 
-    How those are answered: `late`: 12 s after the server has done its work. `refused`: with an HTTP status and a page
-    of HTML. `silent` and `gone`, which then hold for all requests: no answer, or nobody who listens.
+    The fault `how` is one of: `late`, an answer 12 s after the server's; `refused`, an HTTP status and an HTML page;
+    `silent`, no answer to this and all later requests; `closed`, no listener from this request on.
     """
 
-    def __init__(self, behind: str, where: str, how: str, *, first: int = 1, status: int = 500) -> None:
+    def __init__(self, server: str, where: str, how: str, *, first: int = 1, status: int = 500) -> None:
         self.where, self.how, self.first, self.status = where, how, first, status
-        self.met = 0
-        """Requests whose path held `where`."""
-        self._broken = threading.Event()
-        self._over = threading.Event()
-        self._port = int(behind.rpartition(":")[2])
+        self.matches = 0
+        """Number of requests whose path contained `where`."""
+        self._down = threading.Event()
+        self._closing = threading.Event()
+        self._port = int(server.rpartition(":")[2])
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.address = f"http://127.0.0.1:{self._server.server_port}"
@@ -82,7 +82,7 @@ class Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -102,29 +102,29 @@ class Proxy:
 
     def _answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        meant = self.where in request.path
-        self.met += meant
-        meant = meant and self.met >= self.first
-        if self._broken.is_set() or (meant and self.how in {"silent", "gone"}):
-            self._broken.set()
-            if self.how == "gone":
+        faulty = self.where in request.path
+        self.matches += faulty
+        faulty = faulty and self.matches >= self.first
+        if self._down.is_set() or (faulty and self.how in {"silent", "closed"}):
+            self._down.set()
+            if self.how == "closed":
                 self._server.shutdown()
                 self._server.server_close()
             else:
-                self._over.wait()
-        elif meant and self.how == "refused":
+                self._closing.wait()
+        elif faulty and self.how == "refused":
             request.send_error(self.status)
         else:
-            self._pass_on(request, body, late_s=12 if meant else 0)
+            self._forward(request, body, late_s=12 if faulty else 0)
 
-    def _pass_on(self, request: http.server.BaseHTTPRequestHandler, body: bytes, late_s: float) -> None:
+    def _forward(self, request: http.server.BaseHTTPRequestHandler, body: bytes, late_s: float) -> None:
         headers = {key: value for key, value in request.headers.items() if key.lower() not in {"host", "connection"}}
         with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)) as connection:
             connection.request(request.command, request.path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
-        self._over.wait(late_s)
-        with suppress(OSError):  # who asked may have left
+        self._closing.wait(late_s)
+        with suppress(OSError):  # the client may have disconnected
             request.send_response(answer.status)
             request.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
             request.send_header("Content-Length", str(len(content)))

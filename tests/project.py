@@ -1,4 +1,4 @@
-"""A copy of the project to run for real, and what MLflow's database says about it."""
+"""A copy of the project for tests with real DVC, and its runs in MLflow's database."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from imports import ROOT
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it stands in MLflow's database."""
+    """A run in MLflow's database."""
 
     name: str
     status: str
@@ -27,7 +27,7 @@ class Run:
 
 
 class Project:
-    """The working tree, committed in a repository of its own, with a short training."""
+    """A copy of the working tree in a new Git repository; `params` changes keys of params.yaml."""
 
     def __init__(self, root: Path, *, cache: Path | None = None, **params: str) -> None:
         self.root = root
@@ -61,8 +61,8 @@ class Project:
         self.run("git", "commit", "-q", "--allow-empty", "-m", "state")
 
     def run(self, *command: str, code: int = 0, **environment: str) -> str:
-        """Run a command in the project; returns what it printed."""
-        # A file, not a pipe: `dvc queue start` leaves workers behind that would hold the pipe open for a minute.
+        """Run a command in the project, assert its exit code, and return its output."""
+        # A file, not a pipe: the workers of `dvc queue start` keep a pipe open for a minute.
         with tempfile.TemporaryFile() as file:
             done = subprocess.run(
                 command,
@@ -78,17 +78,17 @@ class Project:
         return output
 
     def stages_run(self, output: str) -> list[str]:
-        """The stages that DVC says it ran."""
+        """Return the stages that ran, from the output of DVC."""
         return re.findall(r"Running stage '(\w+)'", output)
 
     def runs(self, folder: Path | None = None) -> list[Run]:
-        """All runs in a folder's database, or in the project's, the oldest first."""
+        """Return all runs in the database in `folder`, by default the project's, the oldest first."""
         with sqlite3.connect((folder or self.root) / "mlflow.db") as database:
             rows = database.execute("select run_uuid, name, status, artifact_uri from runs order by start_time")
             return [self._run(database, *row) for row in rows.fetchall()]
 
     def only_run(self, name: str) -> Run:
-        """The one run of that name."""
+        """Return the run of this name; there must be exactly one."""
         (found,) = [run for run in self.runs() if run.name == name]
         return found
 
@@ -113,14 +113,14 @@ class Project:
 
 
 def local_path(address: str) -> Path:
-    """The path of a `file:` address; other addresses as they are."""
+    """Return the path of a `file:` address; other addresses unchanged."""
     return Path(url2pathname(address.removeprefix("file://")) if address.startswith("file://") else address)
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what would lead a stage elsewhere.
+    """Return this process's environment without the variables that change what a stage reads or writes.
 
-    Without SHELL, too, as in a container: DVC then takes /bin/sh, which may stay between it and what it starts.
+    SHELL is left out, as in a container: DVC then uses /bin/sh, which may stay between DVC and the stage.
     """
     return {
         key: value

@@ -1,17 +1,22 @@
-"""`dvc.yaml` says what the stages really do: DVC re-runs by its lists and does not follow imports."""
+"""Tests that `dvc.yaml` lists what the stages use, as DVC follows no imports, and that imports point one way."""
 
 import ast
+import graphlib
 import itertools
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from dvc.utils.serialize import parse_yaml
-from imports import ROOT, SOURCE, imported_files, imported_names
+from imports import ROOT, SOURCE, imported_files, imported_names, module_file
 
-from imageclf import params, paths
+from imageclf import models, params
+from imageclf.contracts.preparation import Preparation
+from imageclf.core import paths
 from stages import check
 
+LIBRARY = SOURCE / "imageclf"
 STAGES: dict[str, dict[str, list[object]]] = parse_yaml((ROOT / "dvc.yaml").read_text(), "dvc.yaml")["stages"]
 CLASSES = {
     "check": params.CheckParams,
@@ -22,35 +27,39 @@ CLASSES = {
     "evaluate": params.EvaluateParams,
 }
 
-# Imported, and yet no reason to run a stage again.
-NOT_A_REASON = {
-    "params.py": "holds the whole schema; it can only refuse or parse, and the values are listed as `params`",
-    "tracking.py": "what MLflow is told changes no output",
-    "recorder.py": "the same",
-    "store.py": "the same",
-    "yaml12.py": "it can only refuse or parse, as `params` does",
+NOT_LISTED = {
+    "tracking": "what MLflow and the terminal are told changes no output",
+    "params.py": "it can only parse or refuse; the values themselves are listed as `params`",
+    "yaml12.py": "the same",
 }
-NOT_A_REASON_TO_TRAIN = {
-    "reports.py": "the wording of a table must not retrain a net",
-    "progress.py": "nor that of a progress bar",
-    "summary.py": "nor a printed table",
-}
+"""Code that stages import but do not list in dvc.yaml, because a change of it must not run a stage again."""
 
 
 def listed(stage: str, kind: str) -> set[str]:
-    """The paths or keys under one list of a stage in dvc.yaml, options left away."""
+    """Return the paths or keys in one list of a stage in dvc.yaml, without their options."""
     entries = STAGES[stage].get(kind, [])
     return {next(iter(entry)) if isinstance(entry, dict) else str(entry) for entry in entries}
 
 
 def files_of(dependency: str) -> set[Path]:
-    """A dependency that is a folder of code stands for the files in it."""
+    """Return a dependency, or the Python files in it if it is a folder."""
     path = ROOT / dependency
     return set(path.rglob("*.py")) if path.is_dir() else {path}
 
 
+def not_listed() -> set[Path]:
+    """Return the files of `NOT_LISTED`, and every `__init__.py` that holds only a docstring."""
+    packages = {path for path in LIBRARY.rglob("__init__.py") if len(ast.parse(path.read_text()).body) == 1}
+    return packages.union(*(files_of(f"src/imageclf/{name}") for name in NOT_LISTED))
+
+
+def code_files(stage: str) -> set[Path]:
+    """Return the Python files that a stage lists, itself or by their folder."""
+    return set().union(*(files_of(name) for name in listed(stage, "deps") if name.startswith(("src/", "stages/"))))
+
+
 def constants_read(path: Path) -> set[str]:
-    """The `paths.NAME` constants that a file mentions."""
+    """Return the `paths.NAME` constants that a file mentions."""
     return {
         node.attr
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
@@ -58,45 +67,73 @@ def constants_read(path: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_code_deps_are_what_the_stage_imports(stage: str) -> None:
-    excused = {*NOT_A_REASON, *(NOT_A_REASON_TO_TRAIN if stage == "train" else {})}
-    imported = imported_files(ROOT / "stages" / f"{stage}.py", stop={SOURCE / "imageclf" / name for name in excused})
-    dependencies = {name for name in listed(stage, "deps") if name.startswith(("src/", "stages/"))}
-    assert set().union(*map(files_of, dependencies)) == imported
+def attributes_read(path: Path) -> set[str]:
+    """Return the names of all attributes that a file reads."""
+    return {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+
+
+# --- code ---
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_params_are_the_fields_of_the_stages_class(stage: str) -> None:
+def test_a_stage_lists_what_it_imports(stage: str) -> None:
+    assert imported_files(ROOT / "stages" / f"{stage}.py", stop=not_listed()) <= code_files(stage)
+
+
+def test_train_lists_nothing_that_it_does_not_import() -> None:
+    imported = imported_files(ROOT / "stages" / "train.py", stop=not_listed())
+    assert code_files("train") - not_listed() == imported
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "tracking/events.py",
+        "tracking/recorder.py",
+        "tracking/served_model.py",
+        "tracking/progress.py",
+        "inference/served.py",
+        "inference/predictor.py",
+        "evaluation/plots.py",
+        "preprocess/transform.py",
+        "download/fetch.py",
+        "study/recipes.py",
+    ],
+)
+def test_a_change_of_this_file_retrains_nothing(file: str) -> None:
+    assert (LIBRARY / file).is_file()
+    assert LIBRARY / file not in code_files("train")
+
+
+# --- parameters and data ---
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_params_are_the_fields_of_the_class_of_the_stage(stage: str) -> None:
     assert listed(stage, "params") - {str(paths.SOURCE)} == set(CLASSES[stage].model_fields)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_reads_each_of_its_params_and_no_others(stage: str) -> None:
-    tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
-    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    if stage == "train":  # the nets' own knobs are taken by name
-        from imageclf import models
-
-        read |= {knob for name in models.MODELS for knob in models.parameter_names(name)}
+    path = ROOT / "stages" / f"{stage}.py"
+    read = attributes_read(path)
+    if stage == "train":  # `models.parameter_names` names the parameters of the nets
+        read |= {name for net in models.MODELS for name in models.parameter_names(net)}
+    if stage == "preprocess":  # `PreprocessParams.preparation` reads the fields of the preparation
+        assert "preparation" in read
+        read |= {"permute", *(field.name for field in fields(Preparation))}
     assert set(CLASSES[stage].model_fields) <= read
-    of = {
-        node.args[0].attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "of"
-        and isinstance(node.args[0], ast.Attribute)
-    }
-    assert of <= {CLASSES[stage].__name__}
+    classes = {name for name in (*read, *imported_names(path)) if name.endswith("Params") and name != "RuntimeParams"}
+    assert {name.rpartition(".")[2] for name in classes} <= {CLASSES[stage].__name__, "RuntimeParams"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_data_deps_and_outputs_are_the_paths_the_stage_names(stage: str) -> None:
-    named: set[str] = set()
-    for constant in constants_read(ROOT / "stages" / f"{stage}.py") - {"repository"}:
-        path = str(getattr(paths, constant))
-        named.add("data/model" if path.startswith("data/model/") else path)
+def test_data_deps_and_outputs_are_the_paths_that_the_stage_names(stage: str) -> None:
+    constants = constants_read(ROOT / "stages" / f"{stage}.py")
+    if stage == "evaluate":  # it records the outputs of train if their run is not in MLflow
+        constants |= constants_read(LIBRARY / "tracking" / "events.py")
+    named = {str(getattr(paths, constant)) for constant in constants - {"repository"}}
+    named = {"data/model" if path.startswith("data/model/") else path for path in named}
     declared = set().union(*(listed(stage, kind) for kind in ("deps", "outs", "metrics", "plots")))
     assert named - {"params.yaml", "dvc.yaml"} == {path for path in declared if path.startswith(("data/", "metrics/"))}
 
@@ -108,7 +145,7 @@ def test_every_path_constant_is_declared_in_dvc_yaml() -> None:
     assert constants - inside - {"params.yaml", "dvc.yaml", "metrics"} == declared
 
 
-def test_no_stage_lists_the_machines_settings() -> None:
+def test_no_stage_lists_the_settings_of_the_machine() -> None:
     assert not any(key.startswith("runtime") for stage in STAGES for key in listed(stage, "params"))
 
 
@@ -117,7 +154,6 @@ def test_every_key_of_params_yaml_belongs_to_a_stage_or_to_runtime() -> None:
     assert keys == {"runtime"}.union(*(listed(stage, "params") for stage in STAGES)) - {str(paths.SOURCE)}
 
 
-# The first stage that a change of the key runs again; train for all others. Later stages follow through their data.
 FIRST_TO_RUN = {
     "dataset": "check",
     "folder": "list",
@@ -132,6 +168,7 @@ FIRST_TO_RUN = {
     "permute_seed": "preprocess",
     "one_hot": "preprocess",
 }
+"""The first stage that runs again after a change of the key; train for all others. Later stages follow their data."""
 
 
 @pytest.mark.parametrize("key", [key for key in params.Params.model_fields if key != "runtime"])
@@ -148,12 +185,12 @@ def test_the_stages_are_a_chain() -> None:
         assert listed(before, "outs") & reads, f"{after} reads nothing of {before}"
 
 
-def test_dvc_never_looks_into_the_users_folder() -> None:
+def test_dvc_never_reads_the_users_folder() -> None:
     assert not any("$" in path for stage in STAGES for path in listed(stage, "deps"))
 
 
 @pytest.mark.parametrize("dataset", get_args(params.Dataset))
-def test_a_folder_of_ones_own_is_listed_each_time_and_a_published_data_set_never(
+def test_your_own_folder_is_listed_each_time_and_a_published_data_set_never(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -162,74 +199,49 @@ def test_a_folder_of_ones_own_is_listed_each_time_and_a_published_data_set_never
     check.main()
     source = parse_yaml(paths.SOURCE.read_text(), paths.SOURCE)
     assert list(source) == ["watched"]
-    assert (source["watched"] != source["watched"]) is (dataset == "folder")  # not a number
+    assert (source["watched"] != source["watched"]) is (dataset == "folder")  # NaN
 
 
-ARROWS = [
-    ["stages"],
-    ["permuted"],
-    ["compare", "publication", "comparison", "recipes", "experiments"],
-    ["tracking", "recorder", "reports", "resume", "significance", "summary", "progress", "fetch", "pack", "prepare"],
-    ["store", "places", "channel", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder"],
-    ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening"],
-    ["params", "yaml12", "paths", "runtime", "files", "errors", "detached", "raw", "cores"],
-    ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder", "members", "census"],
-    ["models", "losses", "optim", "cifar", "images", "npy", "origins", "pixels", "whitening", "fonts", "partition"],
-    ["params", "yaml12", "paths", "runtime", "files", "errors", "raw", "cores"],
-    ["store", "checkpoint", "fit", "scoring", "batches", "splits", "datasets", "folder", "listing"],
-    ["models", "losses", "optim", "cifar", "images", "npy", "layout", "origins", "pixels", "whitening"],
-    [
-        "store",
-        "checkpoint",
-        "fit",
-        "scoring",
-        "batches",
-        "splits",
-        "datasets",
-        "folder",
-        "members",
-        "census",
-        "listing",
-    ],
-    [
-        "models",
-        "losses",
-        "optim",
-        "cifar",
-        "images",
-        "npy",
-        "layout",
-        "origins",
-        "pixels",
-        "whitening",
-        "fonts",
-        "partition",
-    ],
-    ["archives", "directories"],
-    ["params", "yaml12", "paths", "runtime", "files", "entries", "errors", "raw", "cores"],
+# --- imports ---
+
+ROWS = [
+    ["stages", "cli", "recipes", "compare"],
+    ["study", "tracking", "inference", "evaluation"],
+    ["training", "preprocess", "download"],
+    ["models", "params"],
+    ["contracts"],
+    ["core", "yaml12"],
 ]
-"""Imports point downwards; within a row they must not go round."""
+"""Folders and modules of the library from top to bottom: imports point downward or stay within a row."""
+
+MATHEMATICS = ["models", "training/losses", "training/optim", "training/augment", "training/scoring", "training/fit"]
+"""Code that knows nothing of YAML and MLflow."""
 
 
-def layer(name: str) -> int:
-    """The row of a module in ARROWS, by its dotted name."""
+def row(name: str) -> int:
+    """Return the row of a module, by its dotted name."""
     top = name.removeprefix("imageclf.").split(".")[0]
-    return next(row for row, names in enumerate(ARROWS) if top in names)
+    return next(number for number, names in enumerate(ROWS) if top in names)
 
 
 def modules() -> list[Path]:
-    """Every module of the library and of the stages."""
+    """Return every module of the library and of the stages, without `__init__.py`."""
     return [path for path in (*SOURCE.rglob("*.py"), *(ROOT / "stages").glob("*.py")) if path.name != "__init__.py"]
 
 
-def test_imports_point_one_way() -> None:
+def test_imports_point_downward() -> None:
     for path in modules():
-        here = path.stem if path.parent.name == "imageclf" else path.parent.name
+        here = path.relative_to(LIBRARY).parts[0].removesuffix(".py") if path.is_relative_to(LIBRARY) else "stages"
         for name in imported_names(path):
-            top = name.removeprefix("imageclf.").split(".")[0]
-            if name.startswith("imageclf.") and any(top in row for row in ARROWS) and top != here:
-                assert layer(here) <= layer(name), f"{path.name} imports {name}"
-        assert here == "stages" or not any(name.startswith("stages") for name in imported_names(path))
+            if name.startswith("imageclf.") and module_file(name):
+                assert row(here) <= row(name), f"{path.relative_to(ROOT)} imports {name}"
+            assert here == "stages" or not name.startswith("stages"), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_imports_within_the_library_have_no_cycle() -> None:
+    imports = {path: {file for name in imported_names(path) if (file := module_file(name))} for path in modules()}
+    library = {path: {file for file in used if file in imports} - {path} for path, used in imports.items()}
+    list(graphlib.TopologicalSorter(library).static_order())
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -237,7 +249,14 @@ def test_stages_never_import_stages(stage: str) -> None:
     assert not any(name.startswith("stages") for name in imported_names(ROOT / "stages" / f"{stage}.py"))
 
 
-@pytest.mark.parametrize("name", ["models/mlp", "losses", "optim", "scoring", "fit", "batches"])
+@pytest.mark.parametrize("name", MATHEMATICS)
 def test_the_mathematics_knows_nothing_of_yaml_or_mlflow(name: str) -> None:
-    reached = {path.stem for path in imported_files(SOURCE / "imageclf" / f"{name}.py")}
-    assert not reached & {"params", "yaml12", "tracking", "recorder", "store", "reports"}
+    path = LIBRARY / name
+    files = path.glob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+    reached = {file.relative_to(LIBRARY).as_posix() for each in files for file in imported_files(each)}
+    assert not [file for file in reached if file.startswith(("tracking", "params", "yaml12"))]
+
+
+def test_no_folder_holds_more_than_twelve_modules() -> None:
+    for folder in (LIBRARY, *(path for path in LIBRARY.iterdir() if path.is_dir())):
+        assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 12, folder

@@ -33,82 +33,6 @@ BANNED = {
 }
 """Patterns that occur in no text and in no source outside tests, and what to write instead."""
 
-NOT_YET: set[str] = {
-    "src/imageclf/checkpoint.py",
-    "src/imageclf/comparison.py",
-    "src/imageclf/cores.py",
-    "src/imageclf/errors.py",
-    "src/imageclf/experiments.py",
-    "src/imageclf/fetch.py",
-    "src/imageclf/files.py",
-    "src/imageclf/folder.py",
-    "src/imageclf/images.py",
-    "src/imageclf/origins.py",
-    "src/imageclf/pack.py",
-    "src/imageclf/params.py",
-    "src/imageclf/permuted.py",
-    "src/imageclf/prepare.py",
-    "src/imageclf/progress.py",
-    "src/imageclf/publication.py",
-    "src/imageclf/raw.py",
-    "src/imageclf/recipes.py",
-    "src/imageclf/recorder.py",
-    "src/imageclf/reports.py",
-    "src/imageclf/resume.py",
-    "src/imageclf/splits.py",
-    "src/imageclf/store.py",
-    "src/imageclf/tracking.py",
-    "src/imageclf/yaml12.py",
-    "stages/download.py",
-    "stages/preprocess.py",
-    "stages/train.py",
-    "benchmarks/around.py",
-    "benchmarks/contestants.py",
-    "benchmarks/floor.py",
-    "benchmarks/gpu.py",
-    "benchmarks/gpu_accuracy.py",
-    "benchmarks/gpu_correct.py",
-    "benchmarks/gpu_speed.py",
-    "benchmarks/gpu_training.py",
-    "benchmarks/machine.py",
-    "benchmarks/nets.py",
-    "benchmarks/peers.py",
-    "benchmarks/projects.py",
-    "benchmarks/report.py",
-    "benchmarks/scale.py",
-    "benchmarks/scale_steps.py",
-    "benchmarks/task.py",
-    "benchmarks/tutorial.py",
-    "tests/conftest.py",
-    "tests/faults/kill_loop.py",
-    "tests/faults/stage_run.py",
-    "tests/faults/test_bad_params.py",
-    "tests/faults/test_disks.py",
-    "tests/faults/test_guards.py",
-    "tests/faults/test_kills.py",
-    "tests/imports.py",
-    "tests/test_checkpoint.py",
-    "tests/test_errors.py",
-    "tests/test_experiments.py",
-    "tests/test_fetch.py",
-    "tests/test_images.py",
-    "tests/test_odd_images.py",
-    "tests/test_params.py",
-    "tests/test_prepare.py",
-    "tests/test_progress.py",
-    "tests/test_recipes.py",
-    "tests/test_resume.py",
-    "tests/test_splits.py",
-    "README.md",
-    "params.yaml",
-    "recipes.yaml",
-    "docs/measurements.md",
-    "docs/peers-vgg.md",
-    "docs/peers.md",
-    "docs/reliability.md",
-}
-"""Files that still break a rule."""
-
 
 def docstrings(tree: ast.AST) -> Iterator[str]:
     """Yield the docstrings of a module, its classes, functions and attributes.
@@ -159,15 +83,7 @@ def banned_words(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", CODE + TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_file_is_written_in_plain_english(path: Path) -> None:
-    found = problems(path)
-    if path.relative_to(ROOT).as_posix() in NOT_YET:
-        assert found, "remove this file from NOT_YET"
-    else:
-        assert found == []
-
-
-def test_each_file_that_is_not_yet_in_plain_english_exists() -> None:
-    assert sorted(name for name in NOT_YET if ROOT / name not in {*CODE, *TEXTS}) == []
+    assert problems(path) == []
 
 
 def test_each_kind_of_docstring_is_checked() -> None:

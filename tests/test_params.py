@@ -1,4 +1,4 @@
-"""`params.yaml` means the same to us as to DVC, and whatever is wrong in it is refused by name before any work."""
+"""Tests that `params.yaml` means the same to us as to DVC, and that errors in it name the key before any work."""
 
 import os
 import re
@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-import yaml  # noqa: TID251 - to hold our loader against it
+import yaml  # noqa: TID251 - to compare our loader with it
 from conftest import peak_below
 from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import ParseError, parse_yaml
 from imports import ROOT, SOURCE
 
 from imageclf import params, yaml12
-from imageclf.datasets import DATASETS
-from imageclf.errors import UserError
-from imageclf.losses import LOSSES
+from imageclf.core.errors import UserError
+from imageclf.download.datasets import DATASETS
 from imageclf.models import MODELS
-from imageclf.optim import OPTIMIZERS, SCHEDULES
+from imageclf.training.losses import LOSSES
+from imageclf.training.optim import OPTIMIZERS, SCHEDULES
 
 COMMITTED = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 STAGE_CLASSES = [params.DownloadParams, params.PreprocessParams, params.TrainParams, params.EvaluateParams]
 
 
-# --- what a scalar means ---
+# --- scalars ---
 
 SCALARS = """
 1e-5 1e-05 1E-5 1e3 1E3 1e+3 12e03 0e0 +1e3 -1e-3 01e1 1.0e-5 1.e-5 .5e-1 1e400 1e-400 1_0e1
@@ -49,7 +49,7 @@ null Null NULL nUll ~ None
 def test_a_scalar_means_what_it_means_to_dvc(scalar: str) -> None:
     text = f"key: {scalar}\n"
     try:
-        theirs = repr(parse_yaml(text, "params.yaml"))  # told apart by repr: 1, 1.0, True, nan, -0.0
+        theirs = repr(parse_yaml(text, "params.yaml"))  # repr distinguishes 1, 1.0, True, nan, -0.0
     except (ParseError, ValueError):  # DVC refuses it
         with pytest.raises(yaml.YAMLError):
             yaml.load(text, yaml12.Yaml12Loader)  # noqa: S506
@@ -58,23 +58,23 @@ def test_a_scalar_means_what_it_means_to_dvc(scalar: str) -> None:
 
 
 @pytest.mark.parametrize("scalar", ["1e-3", "1e3", "012", "off", "1:30"])
-def test_these_scalars_do_mean_something_else_to_pyyaml(scalar: str) -> None:
-    """Or else the test above would prove nothing."""
+def test_these_scalars_mean_something_else_to_pyyaml(scalar: str) -> None:
+    """Without this, the test above would prove nothing."""
     assert repr(yaml.safe_load(scalar)) != repr(yaml.load(scalar, yaml12.Yaml12Loader))  # noqa: S506
 
 
 @pytest.mark.parametrize("text", ["a: 1\na: 2\n", "a: {b: 1, b: 1}\n", "a:\n  - b: 1\n    b: 2\n"])
-def test_a_key_that_stands_twice_is_refused_as_dvc_refuses_it(text: str) -> None:
+def test_duplicate_keys_are_refused_as_by_dvc(text: str) -> None:
     with pytest.raises(ParseError):
         parse_yaml(text, "params.yaml")
-    with pytest.raises(yaml.YAMLError, match="stands twice"):
+    with pytest.raises(yaml.YAMLError, match="occurs twice"):
         yaml.load(text, yaml12.Yaml12Loader)  # noqa: S506
 
 
 # --- the committed file ---
 
 
-def test_the_committed_file_loads_and_holds_what_dvc_reads() -> None:
+def test_the_committed_file_has_the_same_values_as_in_dvc() -> None:
     read = parse_yaml(COMMITTED, "params.yaml")
     assert (read["channels"], read["hidden"]) == ("32, 64", 128)
     assert params.load(ROOT / "params.yaml").model_dump() == {**read, "channels": [32, 64], "hidden": [128]}
@@ -108,7 +108,7 @@ def test_widths_have_a_short_form(tmp_path: Path, short: str, long: list[int]) -
     ],
 )
 def test_dvc_changes_one_line_and_keeps_its_comment(tmp_path: Path, change: str, line: str) -> None:
-    """Or `git diff` after `dvc exp run -S` shows lines that nobody changed."""
+    """Otherwise `git diff` after `dvc exp run -S` shows lines that the user did not change."""
     path = tmp_path / "params.yaml"
     path.write_text(COMMITTED)
     apply_overrides(path, [change])
@@ -123,13 +123,13 @@ def test_dvc_changes_one_line_and_keeps_its_comment(tmp_path: Path, change: str,
 @pytest.mark.parametrize(
     "encode", [lambda text: b"\xef\xbb\xbf" + text.encode(), lambda text: text.replace("\n", "\r\n").encode()]
 )
-def test_what_a_windows_editor_does_to_the_file_changes_nothing(tmp_path: Path, encode: Any) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path: Path, encode: Any) -> None:
     (tmp_path / "params.yaml").write_bytes(encode(COMMITTED))
     assert params.load(tmp_path / "params.yaml") == params.load(ROOT / "params.yaml")
 
 
 @pytest.mark.parametrize("stage", STAGE_CLASSES)
-def test_a_stage_gets_its_own_keys_and_no_others(stage: type[params.DownloadParams]) -> None:
+def test_a_stage_gets_only_its_own_keys(stage: type[params.DownloadParams]) -> None:
     whole = params.load(ROOT / "params.yaml")
     part = whole.of(stage)
     assert type(part) is stage
@@ -145,7 +145,7 @@ def test_no_key_has_a_default() -> None:
 
 
 def choices(annotation: Any) -> tuple[Any, ...]:
-    """The members of a Literal, if need be inside a union; () for any other type."""
+    """Return the members of a Literal, also inside a union; () for any other type."""
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return tuple(choice for part in get_args(annotation) for choice in choices(part))
@@ -154,8 +154,8 @@ def choices(annotation: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     ("stage", "key", "registry"),
     [
-        (params.DownloadParams, "dataset", {**DATASETS, "folder": "one's own"}),
-        (params.PreprocessParams, "dataset", {**DATASETS, "folder": "one's own"}),
+        (params.DownloadParams, "dataset", {**DATASETS, "folder": "your own images"}),
+        (params.PreprocessParams, "dataset", {**DATASETS, "folder": "your own images"}),
         (params.TrainParams, "model", MODELS),
         (params.TrainParams, "loss", LOSSES),
         (params.TrainParams, "optimizer", OPTIMIZERS),
@@ -173,28 +173,28 @@ FIELDS = {**params.Params.model_fields, **params.RuntimeParams.model_fields}
 
 @pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if choices(field.annotation)])
 def test_the_comment_of_a_key_names_every_choice(key: str) -> None:
-    """params.yaml is the manual."""
+    """The comments in params.yaml are the manual of the parameters."""
     (comment,) = re.findall(rf"(?m)^ *{key}: .*?#(.*)$", COMMITTED)
     assert set(choices(FIELDS[key].annotation)) <= set(re.findall(r"\w+", comment))
 
 
-# --- what is refused ---
+# --- errors ---
 
 
 def edited(key: str, replacement: str) -> str:
-    """The committed file with the line of `key` replaced; the new line is indented like the old one."""
+    """Return the committed file with the line of `key` replaced; the new line is indented like the old one."""
     text, count = re.subn(rf"(?m)^( *){key}:.*$", lambda line: line[1] + replacement, COMMITTED)
     assert count == 1, key
     return text
 
 
 def line_of(key: str) -> int:
-    """The line of `key` in the committed file, counted from 1."""
+    """Return the number of the line of `key` in the committed file, counted from 1."""
     return next(number for number, line in enumerate(COMMITTED.split("\n"), 1) if line.strip().startswith(f"{key}:"))
 
 
-def refusal(path: Path, content: str | bytes) -> str:
-    """What `load` says of a file with that content."""
+def load_error(path: Path, content: str | bytes) -> str:
+    """Return the error of `load` for a file with this content."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as refused:
         params.load(path)
@@ -202,9 +202,9 @@ def refusal(path: Path, content: str | bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "expected"),
     [
-        # numbers that cannot be
+        # numbers outside the limits
         ("lr", "0", "lr: should be greater than 0, got 0"),
         ("lr", "-1", "lr: should be greater than 0, got -1"),
         ("lr", "1e-400", "lr: should be greater than 0, got 0.0"),
@@ -228,8 +228,8 @@ def refusal(path: Path, content: str | bytes) -> str:
         ("lr", "0,1", "lr: should be a valid number, got '0,1'"),
         ("lr", "[0.1]", "lr: should be a valid number, got [0.1]"),
         ("lr", "{a: 1}", "lr: should be a valid number, got {'a': 1}"),
-        ("lr", '"0.1"', "lr: should be a valid number, got '0.1', a text: take the quotes away"),
-        ("epochs", "'20'", "epochs: should be a valid integer, got '20', a text: take the quotes away"),
+        ("lr", '"0.1"', "lr: should be a valid number, got '0.1', which is text: remove the quotes"),
+        ("epochs", "'20'", "epochs: should be a valid integer, got '20', which is text: remove the quotes"),
         ("epochs", "1e3", "epochs: should be a valid integer, got 1000.0"),
         ("epochs", "20.0", "epochs: should be a valid integer, got 20.0"),
         ("epochs", "true", "epochs: should be a valid integer, got True"),
@@ -245,26 +245,26 @@ def refusal(path: Path, content: str | bytes) -> str:
         ("channels", "32; 64", "channels: should be a valid list, got '32; 64'"),
         ("channels", "32, 64,", "channels: should be a valid list, got '32, 64,'"),
         ("channels", "true", "channels: should be a valid list, got True"),
-        ("channels", "'32'", "channels: should be a valid list, got '32', a text: take the quotes away"),
+        ("channels", "'32'", "channels: should be a valid list, got '32', which is text: remove the quotes"),
         ("channels", "32, 0", "channels[1]: should be greater than or equal to 1, got 0"),
         ("channels", "[]", "channels: list should have at least 1 item"),
         ("channels", "[32, 0]", "channels[1]: should be greater than or equal to 1, got 0"),
         ("channels", "[[32]]", "channels[0]: should be a valid integer, got [32]"),
         ("classes", "[cat]", "classes: list should have at least 2 items"),
         ("classes", "[cat, 1.5]", "classes[1]: should be a valid string, got 1.5"),
-        ("hidden", "[1, '64']", "hidden[1]: should be a valid integer, got '64', a text: take the quotes away"),
-        # and nobody to blame for quotes that are not there
+        ("hidden", "[1, '64']", "hidden[1]: should be a valid integer, got '64', which is text: remove the quotes"),
+        # no hint at quotes if there are none
         ("lr", "nan", "lr: should be a valid number, got 'nan'"),
         ("lr", ".5e1", "lr: should be a valid number, got '.5e1'"),
         ("lr", "1.5e", "lr: should be a valid number, got '1.5e'"),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_key(tmp_path: Path, key: str, value: str, told: str) -> None:
+def test_a_wrong_value_is_an_error_that_names_the_key(tmp_path: Path, key: str, value: str, expected: str) -> None:
     path = tmp_path / "params.yaml"
-    said = refusal(path, edited(key, f"{key}: {value}"))
-    assert said.startswith(f"{path}: {told}")
-    assert "\n" not in said
-    assert ("quotes" in said) == ("quotes" in told)
+    message = load_error(path, edited(key, f"{key}: {value}"))
+    assert message.startswith(f"{path}: {expected}")
+    assert "\n" not in message
+    assert ("quotes" in message) == ("quotes" in expected)
 
 
 @pytest.mark.parametrize(
@@ -283,18 +283,18 @@ def test_a_wrong_value_is_refused_by_its_key(tmp_path: Path, key: str, value: st
         ("device", "CUDA", "cuda"),
     ],
 )
-def test_a_wrong_choice_is_told_the_nearest(tmp_path: Path, key: str, value: str, nearest: str) -> None:
-    said = refusal(tmp_path / "params.yaml", edited(key, f"{key}: {value}"))
-    assert f"{key}: {value!r} is not one of {', '.join(choices(FIELDS[key].annotation))}" in said
-    assert said.endswith(f"did you mean {nearest!r}?")
+def test_a_wrong_choice_gets_the_nearest_one(tmp_path: Path, key: str, value: str, nearest: str) -> None:
+    message = load_error(tmp_path / "params.yaml", edited(key, f"{key}: {value}"))
+    assert f"{key}: {value!r} is not one of {', '.join(choices(FIELDS[key].annotation))}" in message
+    assert message.endswith(f"did you mean {nearest!r}?")
 
 
 @pytest.mark.parametrize(
     ("value", "repeated"), [("xyz", "'xyz'"), ("", "None"), ("5", "5"), ("[3]", "[3]"), ("off", "'off'")]
 )
-def test_a_choice_that_is_near_to_nothing_is_told_all(tmp_path: Path, value: str, repeated: str) -> None:
-    said = refusal(tmp_path / "params.yaml", edited("optimizer", f"optimizer: {value}"))
-    assert f"optimizer: {repeated} is not one of {', '.join(OPTIMIZERS)}" in said
+def test_a_choice_that_resembles_none_gets_all(tmp_path: Path, value: str, repeated: str) -> None:
+    message = load_error(tmp_path / "params.yaml", edited("optimizer", f"optimizer: {value}"))
+    assert f"optimizer: {repeated} is not one of {', '.join(OPTIMIZERS)}" in message
 
 
 @pytest.mark.parametrize(
@@ -311,9 +311,9 @@ def test_a_choice_that_is_near_to_nothing_is_told_all(tmp_path: Path, value: str
         ("threads", "number-of-threads: 4", "runtime.number-of-threads", "threads"),
     ],
 )
-def test_a_misspelt_key_is_told_the_nearest(tmp_path: Path, key: str, line: str, wrong: str, meant: str) -> None:
+def test_a_misspelled_key_gets_the_nearest_one(tmp_path: Path, key: str, line: str, wrong: str, meant: str) -> None:
     path = tmp_path / "params.yaml"
-    assert f"{path}: {wrong}: is not a parameter; did you mean {meant!r}?" in refusal(path, edited(key, line))
+    assert f"{path}: {wrong}: is not a parameter; did you mean {meant!r}?" in load_error(path, edited(key, line))
 
 
 @pytest.mark.parametrize(
@@ -321,14 +321,14 @@ def test_a_misspelt_key_is_told_the_nearest(tmp_path: Path, key: str, line: str,
 )
 def test_a_missing_key_is_named(tmp_path: Path, key: str, name: str) -> None:
     path = tmp_path / "params.yaml"
-    assert refusal(path, edited(key, "")) == f"{path}: {name}: is missing; the committed params.yaml shows it"
+    assert load_error(path, edited(key, "")) == f"{path}: {name}: is missing; see the committed params.yaml"
 
 
 @pytest.mark.parametrize(
-    ("key", "line", "told", "below"),
+    ("key", "line", "expected", "below"),
     [
-        ("lr", "lr: 0.1\nlr: 0.2", "'lr' stands twice", 1),
-        ("threads", "threads: 4\n  threads: 5", "'threads' stands twice", 1),
+        ("lr", "lr: 0.1\nlr: 0.2", "'lr' occurs twice", 1),
+        ("threads", "threads: 4\n  threads: 5", "'threads' occurs twice", 1),
         ("lr", "lr:\t0.1", r"found character '\t' that cannot start any token", 0),
         ("lr", "\tlr: 0.1", r"found character '\t' that cannot start any token", 0),
         ("lr", "lr 0.1", "could not find expected ':'", 1),
@@ -342,46 +342,52 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str, name: str) -> None:
         ("runtime", "runtime: null", "mapping values are not allowed here", 1),
     ],
 )
-def test_what_is_not_yaml_is_refused_by_its_line(tmp_path: Path, key: str, line: str, told: str, below: int) -> None:
+def test_an_error_of_yaml_names_the_line(tmp_path: Path, key: str, line: str, expected: str, below: int) -> None:
     path = tmp_path / "params.yaml"
-    said = refusal(path, edited(key, line))
-    assert said.startswith(f"{path} is not valid YAML: ")
-    assert told in said
-    assert said.endswith(f"(line {line_of(key) + below})")
-    assert len(said) < 300
+    message = load_error(path, edited(key, line))
+    assert message.startswith(f"{path} is not valid YAML: ")
+    assert expected in message
+    assert message.endswith(f"(line {line_of(key) + below})")
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
-        ({"permute": "true", "shift": "2"}, "permute: true leaves no neighbours to shift by; set shift to 0 or false"),
-        ({"permute": "true", "flip": "true"}, "permute: true leaves no neighbours to flip by"),
-        ({"permute": "true", "cutout": "4"}, "permute: true leaves no neighbours to cutout by"),
+        ({"permute": "true", "shift": "2"}, "shift needs pixels in their places, but permute is true; set shift to 0"),
+        (
+            {"permute": "true", "flip": "true"},
+            "flip needs pixels in their places, but permute is true; set flip to false",
+        ),
+        (
+            {"permute": "true", "cutout": "4"},
+            "cutout needs pixels in their places, but permute is true; set cutout to 0",
+        ),
         ({"optimizer": "sgd", "nesterov": "true", "momentum": "0"}, "nesterov: true needs a momentum above 0"),
-        ({"classes": "[1, 2, '1']"}, "classes: '1' stands twice"),
+        ({"classes": "[1, 2, '1']"}, "classes: '1' occurs twice"),
     ],
 )
-def test_keys_that_do_not_go_together_are_refused(tmp_path: Path, changes: dict[str, str], told: str) -> None:
+def test_wrong_combinations_of_keys_are_errors(tmp_path: Path, changes: dict[str, str], expected: str) -> None:
     text = COMMITTED
     for key, value in changes.items():
         text = re.sub(rf"(?m)^{key}:.*$", f"{key}: {value}", text)
     path = tmp_path / "params.yaml"
-    assert refusal(path, text).startswith(f"{path}: {told}")
+    assert load_error(path, text).startswith(f"{path}: {expected}")
 
 
-def test_every_wrong_key_is_told_once_and_the_right_ones_are_not(tmp_path: Path) -> None:
+def test_each_wrong_key_is_reported_once_and_no_right_one(tmp_path: Path) -> None:
     text = edited("lr", "lr: 0").replace("epochs: 20", "epochs: 0").replace("threads: auto", "threads: -1")
-    lines = refusal(tmp_path / "params.yaml", text).splitlines()
+    lines = load_error(tmp_path / "params.yaml", text).splitlines()
     assert sorted(line.split(": ")[1] for line in lines) == ["epochs", "lr", "runtime.threads"]
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
-        (b"", "must hold `key: value` lines"),
-        (b"# all gone\n", "must hold `key: value` lines"),
-        (b"- lr\n- 0.1\n", "must hold `key: value` lines"),
-        (b"lr\n", "must hold `key: value` lines"),
+        (b"", "has no `key: value` lines"),
+        (b"# only a comment\n", "has no `key: value` lines"),
+        (b"- lr\n- 0.1\n", "has no `key: value` lines"),
+        (b"lr\n", "has no `key: value` lines"),
         (b"{}", "dataset: is missing"),
         (COMMITTED.encode() + b"---\nlr: 1\n", "another document"),
         (COMMITTED.encode() + b"\0", "unacceptable character #x0000"),
@@ -391,46 +397,48 @@ def test_every_wrong_key_is_told_once_and_the_right_ones_are_not(tmp_path: Path)
         (COMMITTED.partition("runtime:")[0].encode() + b"runtime: fast\n", "runtime: should be a valid dictionary"),
     ],
 )
-def test_a_file_that_is_something_else_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
-    assert told in refusal(tmp_path / "params.yaml", content)
+def test_a_file_with_other_content_is_an_error(tmp_path: Path, content: bytes, expected: str) -> None:
+    assert expected in load_error(tmp_path / "params.yaml", content)
 
 
 BOMB = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12))
-"""Twelve lines that say 9 ** 11 times x."""
+"""Twelve lines that hold x 9 ** 11 times."""
 
 
 @pytest.mark.parametrize("line", ["lr: *a11", "optimizer: *a11", "classes: *a11", "? *a11\n: 1"])
-def test_aliases_of_aliases_are_not_written_out(tmp_path: Path, line: str) -> None:
+def test_aliases_of_aliases_are_not_expanded(tmp_path: Path, line: str) -> None:
     text = BOMB + COMMITTED.replace("\nlr:", f"\n{line}\n#")
     with peak_below(2**24):
-        said = refusal(tmp_path / "params.yaml", text)
-    assert max(map(len, said.splitlines())) < 600
+        message = load_error(tmp_path / "params.yaml", text)
+    assert max(map(len, message.splitlines())) < 600
 
 
-def test_a_long_value_is_told_in_part(tmp_path: Path) -> None:
-    said = refusal(tmp_path / "params.yaml", edited("lr", f"lr: {'x' * 10**6}"))
-    assert "lr: should be a valid number, got 'xxx" in said
-    assert len(said) < 500
+def test_a_long_value_is_shortened(tmp_path: Path) -> None:
+    message = load_error(tmp_path / "params.yaml", edited("lr", f"lr: {'x' * 10**6}"))
+    assert "lr: should be a valid number, got 'xxx" in message
+    assert len(message) < 500
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a: ", "}"), ("[", "")])
-def test_lists_in_lists_without_end_are_a_sentence(tmp_path: Path, opening: str, closing: str) -> None:
-    said = refusal(tmp_path / "params.yaml", edited("lr", f"lr: {opening * 5000}{closing * 5000}"))
-    assert said.endswith("too deep to read")
+def test_deeply_nested_lists_are_one_sentence(tmp_path: Path, opening: str, closing: str) -> None:
+    message = load_error(tmp_path / "params.yaml", edited("lr", f"lr: {opening * 5000}{closing * 5000}"))
+    assert message.endswith("the lists are nested too deeply")
 
 
-def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"params\.yaml is not here: run from the project's root"):
+def test_a_missing_file_names_the_folder_to_run_in(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"params\.yaml does not exist here; run the command in the project's root folder"
+    ):
         params.load(tmp_path / "params.yaml")
 
 
-# --- the first second ---
+# --- time of the error ---
 
 
 @pytest.mark.parametrize(
     "what", ["from imageclf import params; params.load()", "import stages.download", "import stages.preprocess"]
 )
-def test_no_heavy_import_stands_before_the_refusal(what: str) -> None:
+def test_errors_come_before_slow_imports(what: str) -> None:
     program = f"import sys; sys.path[:0] = [{str(SOURCE)!r}, '.']; {what}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
@@ -438,10 +446,8 @@ def test_no_heavy_import_stands_before_the_refusal(what: str) -> None:
     assert loaded & {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "scipy", "pandas"} == set()
 
 
-def test_a_refusal_ends_with_the_way_back_if_the_file_was_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Even if git, which looks at the second and the size, has not noticed: DVC writes both within one second."""
+def test_an_error_ends_with_the_command_that_undoes_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if git has not noticed the change, because the second and the size are the same."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     path = Path("params.yaml")
@@ -459,11 +465,11 @@ def test_a_refusal_ends_with_the_way_back_if_the_file_was_changed(
     assert params.load().lr == 0.001
     path.write_text("lr: 1\n")
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "-a", "-m", "bad"], check=True)
-    with pytest.raises(UserError, match="dataset: is missing") as refusal:
+    with pytest.raises(UserError, match="dataset: is missing") as error:
         params.load()
-    assert "git checkout" not in str(refusal.value), "the committed file is no better"
+    assert "git checkout" not in str(error.value), "the committed file has the same error"
     path.write_text("lr: 2\n")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "elsewhere"))
-    with pytest.raises(UserError, match="dataset: is missing") as refusal:
+    with pytest.raises(UserError, match="dataset: is missing") as error:
         params.load()
-    assert "git checkout" not in str(refusal.value), "the copy of a queued experiment"
+    assert "git checkout" not in str(error.value), "this is the copy of a queued experiment"

@@ -1,7 +1,7 @@
-"""`params.yaml` to typed, validated parameters, one class a stage.
+"""The parameters of `params.yaml`, typed and validated, with one class per stage.
 
-Every stage validates the whole file, so a typo in `optimizer` stops `download` in the first second.
-What a knob means is said once, in `params.yaml`; here stand its type, its limits and no default.
+Each stage validates the whole file, so a typo in `optimizer` stops `download` in the first second. The comments in
+`params.yaml` explain the parameters; this module has their types and limits. No parameter has a default here.
 """
 
 import difflib
@@ -11,24 +11,29 @@ import subprocess
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from imageclf import paths, yaml12
-from imageclf.errors import UserError
+from imageclf import yaml12
+from imageclf.contracts.preparation import Preparation
+from imageclf.core import paths
+from imageclf.core.errors import UserError
 
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder"]
+VGG = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
+ResNet = Literal["resnet18", "resnet34", "resnet50"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 def as_list(value: object) -> object:
-    """Numbers in their short form, `128` or `32, 64`, as a list; anything else unchanged.
+    """Return numbers in their short form, `128` or `32, 64`, as a list; any other value unchanged.
 
-    DVC writes a list over several lines. The short form stays on one, so `git diff` shows what `-S` changed, no more.
+    DVC writes a list on several lines. The short form stays on one line, so `git diff` shows only what `-S` changed.
     """
     match value:
         case str() if re.fullmatch(r"[0-9]{1,9}(, *[0-9]{1,9})+", value):
@@ -50,20 +55,20 @@ StageParams = TypeVar("StageParams", bound=_Strict)
 
 
 class CheckParams(_Strict):
-    """What `stages/check.py` reads."""
+    """Parameters of `stages/check.py`."""
 
     dataset: Dataset
 
 
 class DownloadParams(_Strict):
-    """What `stages/list.py` and `stages/download.py` read."""
+    """Parameters of `stages/list.py` and `stages/download.py`."""
 
     dataset: Dataset
     folder: Annotated[str, Field(min_length=1)]
 
 
 class PreprocessParams(_Strict):
-    """What `stages/preprocess.py` reads."""
+    """Parameters of `stages/preprocess.py`."""
 
     dataset: Dataset
     classes: Annotated[list[Annotated[str, Field(min_length=1)] | int], Field(min_length=2)] | None
@@ -77,25 +82,16 @@ class PreprocessParams(_Strict):
     permute_seed: Seed
     one_hot: bool
 
+    def preparation(self) -> Preparation:
+        """Return the steps of the preparation; each field has the name of its parameter."""
+        values = {field.name: getattr(self, field.name) for field in fields(Preparation)}
+        return Preparation(**{**values, "permute_seed": self.permute_seed if self.permute else None})
+
 
 class TrainParams(_Strict):
-    """What `stages/train.py` reads."""
+    """Parameters of `stages/train.py`."""
 
-    model: Literal[
-        "cnn",
-        "mlp",
-        "convnet32",
-        "vgg11",
-        "vgg13",
-        "vgg16",
-        "vgg19",
-        "alexnet",
-        "zfnet",
-        "googlenet",
-        "resnet18",
-        "resnet34",
-        "resnet50",
-    ]
+    model: Literal["cnn", "mlp", "convnet32", VGG, "alexnet", "zfnet", "googlenet", ResNet]
     channels: Annotated[list[Count], Field(min_length=1), SHORT_FORM]
     kernel_size: Annotated[int, Field(ge=1, le=31)]
     conv_padding: Literal["same", "valid"]
@@ -122,11 +118,11 @@ class TrainParams(_Strict):
 
 
 class EvaluateParams(_Strict):
-    """What `stages/evaluate.py` reads: nothing, the model brings its own recipe."""
+    """Parameters of `stages/evaluate.py`: there are none, because the model spec has all that it needs."""
 
 
 class RuntimeParams(_Strict):
-    """The `runtime:` group: settings of the machine, which no stage lists."""
+    """The `runtime:` group: settings for the machine. No stage in dvc.yaml lists them."""
 
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
@@ -137,42 +133,44 @@ class RuntimeParams(_Strict):
 
 
 class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
-    """The whole file, and the rules that join keys of several stages."""
+    """All parameters, and the rules that connect several of them."""
 
     runtime: RuntimeParams
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_combinations(self) -> Self:
         names = [unicodedata.normalize("NFC", str(name)) for name in self.classes or ()]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"classes: {twice[0]!r} stands twice")
-        moving = [key for key in ("shift", "flip", "cutout") if getattr(self, key)]
-        if self.permute and moving:
-            raise ValueError(f"permute: true leaves no neighbours to {moving[0]} by; set {moving[0]} to 0 or false")
+        if duplicates := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"classes: {duplicates[0]!r} occurs twice")
+        augmentations = [key for key in ("shift", "flip", "cutout") if getattr(self, key)]
+        if self.permute and augmentations:
+            key = augmentations[0]
+            off = "false" if key == "flip" else "0"
+            raise ValueError(f"{key} needs pixels in their places, but permute is true; set {key} to {off}")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise ValueError("nesterov: true needs a momentum above 0")
         return self
 
     def of(self, stage: type[StageParams]) -> StageParams:
-        """The part that one stage reads."""
+        """Return the parameters of one stage."""
         return stage.model_construct(**{key: getattr(self, key) for key in stage.model_fields})
 
 
 def load(path: Path = paths.PARAMS) -> Params:
-    """Read and validate `path`; raises `UserError` with a line for each key that is wrong, and the way back."""
+    """Read and validate `path`; raises `UserError` with a line per wrong key and the undo command."""
     in_workspace = "DVC_ROOT" in os.environ and Path.cwd() == paths.repository()  # not in a queued experiment's copy
     if in_workspace:
-        # DVC rewrites it, often in the same second and to the same size, which git takes for no change.
+        # DVC often rewrites the file in the same second and with the same size, which git takes for no change.
         with suppress(OSError):
             os.utime(path)
     try:
         return validate(yaml12.read(path), str(path))
     except UserError as error:
-        raise UserError(f"{error}{_way_back(path) if in_workspace else ''}") from None
+        raise UserError(f"{error}{_undo_command(path) if in_workspace else ''}") from None
 
 
-def _way_back(path: Path) -> str:
-    """The command that restores the committed file if this one differs: `dvc exp run -S` leaves a wrong value in it."""
+def _undo_command(path: Path) -> str:
+    """Return a line that tells how to restore the committed file, if `dvc exp run -S` has left a wrong value in it."""
     try:
         status = subprocess.run(["git", "status", "--porcelain", "--", path], capture_output=True, check=False).stdout
     except FileNotFoundError:  # no git
@@ -181,7 +179,7 @@ def _way_back(path: Path) -> str:
 
 
 def validate(content: dict[str, Any], source: str) -> Params:
-    """Parameters from what params.yaml would hold; raises `UserError` with a line for each key that is wrong."""
+    """Return the parameters in `content`, the keys of params.yaml; raises `UserError` with a line per wrong key."""
     try:
         return Params.model_validate(content)
     except ValidationError as error:
@@ -189,15 +187,15 @@ def validate(content: dict[str, Any], source: str) -> Params:
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
-    """One sentence a wrong key, with the key, the value and the nearest valid choice."""
-    told: set[str] = set()
+    """Yield one sentence per wrong key, with the key, the value and the nearest valid choice."""
+    reported: set[str] = set()
     errors = error.errors()
     missing = [str(details["loc"][-1]) for details in errors if details["type"] == "missing"]
     for details in errors:
         group, key = _split(details)
-        if key not in told:  # a union reports once for each of its members
-            told.add(key)
-            # A misspelt key is missing too, and is then what was meant.
+        if key not in reported:  # pydantic reports an error for each member of a union
+            reported.add(key)
+            # If a key is misspelled, the right one is missing.
             keys = [name for name in group.model_fields if name in missing] or list(group.model_fields)
             sentence = _sentence(details, keys) + "".join(
                 f"; or {other.get('ctx', {})['expected']}"  # threads: a number, or 'auto'
@@ -208,21 +206,21 @@ def _sentences(error: ValidationError) -> Iterator[str]:
 
 
 def _split(details: ErrorDetails) -> tuple[type[BaseModel], str]:
-    """The class that the wrong key belongs to, and the key as one writes it: `runtime.device`, `hidden[1]`."""
+    """Return the class of a wrong key, and the key as the user writes it: `runtime.device`, `hidden[1]`."""
     location = details["loc"]
     nested = len(location) > 1 and location[0] == "runtime"
     group = RuntimeParams if nested else Params
     head = location[: 2 if nested else 1]
-    # After the key come rows of a list, and names of a union's members.
-    rows = "".join(f"[{part}]" for part in location[len(head) :] if isinstance(part, int))
-    return group, ".".join(map(str, head)) + rows
+    # The key is followed by list indices, and by names of the members of a union.
+    indices = "".join(f"[{part}]" for part in location[len(head) :] if isinstance(part, int))
+    return group, ".".join(map(str, head)) + indices
 
 
 def _sentence(details: ErrorDetails, keys: list[str]) -> str:
     value, context = details["input"], details.get("ctx", {})
     match details["type"]:
         case "missing":
-            return "is missing; the committed params.yaml shows it"
+            return "is missing; see the committed params.yaml"
         case "extra_forbidden":
             return f"is not a parameter{_nearest(str(details['loc'][-1]), keys)}"
         case "literal_error":
@@ -237,8 +235,8 @@ def _sentence(details: ErrorDetails, keys: list[str]) -> str:
 
 def _nearest(word: str, choices: list[str]) -> str:
     near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.4) or choices[:1] * (len(choices) == 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(choices)}"
+    return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(choices)}"
 
 
 def _hint(value: object) -> str:
-    return ", a text: take the quotes away" if isinstance(value, str) and yaml12.NUMBER.match(value) else ""
+    return ", which is text: remove the quotes" if isinstance(value, str) and yaml12.NUMBER.match(value) else ""

@@ -1,4 +1,4 @@
-"""YAML 1.2 as DVC reads it, where PyYAML reads 1.1: the only user of yaml."""
+"""A reader for YAML 1.2, like that of DVC; PyYAML reads YAML 1.1. No other module uses yaml."""
 
 import re
 import reprlib
@@ -7,41 +7,41 @@ from typing import Any
 
 import yaml
 
-from imageclf.errors import UserError
+from imageclf.core.errors import UserError
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file; raises `UserError` where there is no such file, or no `key: value` lines in it."""
+    """Return the content of a YAML file; raises `UserError` if there is no file, or no `key: value` lines in it."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path} is not here: run from the project's root") from None
+        raise UserError(f"{path} does not exist here; run the command in the project's root folder") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     content = parse(text, str(path))
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold `key: value` lines, as the committed one does")
+        raise UserError(f"{path} has no `key: value` lines; see the committed file")
     return content
 
 
 def parse(text: str, source: str) -> Any:
-    """What a YAML 1.2 text says; raises `UserError` that names `source` and the line."""
+    """Return the content of a YAML 1.2 text; raises `UserError` with `source` and the line."""
     try:
         return yaml.load(text, Yaml12Loader)  # noqa: S506 - a SafeLoader with fewer types
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {_where(error)}") from None
     except RecursionError:
-        raise UserError(f"{source} is not valid YAML: lists within lists within lists, too deep to read") from None
+        raise UserError(f"{source} is not valid YAML: the lists are nested too deeply") from None
 
 
 class Yaml12Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, as DVC reads it: PyYAML's own 1.1 makes `1e-3` text and `off` a bool.
+    """A loader for the core schema of YAML 1.2. In YAML 1.1, `1e-3` is text and `off` is a bool.
 
-    Duplicate keys, which PyYAML lets the last one win, are refused as DVC refuses them.
+    It refuses duplicate keys, like DVC; PyYAML takes the last one.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, if no key stands twice."""
+        """Return a mapping; raises `ConstructorError` if a key is not text or occurs twice."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -50,7 +50,7 @@ class Yaml12Loader(yaml.SafeLoader):
                     None, None, f"{show(key)} is not a text key", key_node.start_mark
                 )
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} occurs twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -74,7 +74,6 @@ def _parse_number(text: str) -> int | float:
     return int(text) if digits.isdigit() else float(text)
 
 
-# First characters, pattern: the order decides, and the characters are only a fast filter.
 NUMBER = re.compile(
     r"""[-+]?(?: 0b[01_]+ | 0o[0-7_]+ | 0x[0-9a-fA-F_]+
                | [0-9][0-9_]* (?:\.[0-9_]*)? (?:[eE][-+]?[0-9]+)?
@@ -82,6 +81,7 @@ NUMBER = re.compile(
                | \.(?:inf|Inf|INF) ) $ | \.(?:nan|NaN|NAN)$""",
     re.VERBOSE,
 )
+# PyYAML tries the patterns in this order if the first character of the text is in the list.
 Yaml12Loader.yaml_implicit_resolvers = {}
 Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), [*"~nN", ""])
 Yaml12Loader.add_implicit_resolver(
@@ -98,7 +98,7 @@ def _where(error: yaml.YAMLError) -> str:
 
 
 def show(value: object) -> str:
-    """The value as one would know it again: an alias of aliases, a line in the file, may hold a billion of them."""
+    """Return a short text for a value: with aliases of aliases, one line of YAML can hold a billion of values."""
     shown = reprlib.Repr()
     shown.maxlevel, shown.maxstring, shown.maxother = 2, 200, 200
     return shown.repr(value)

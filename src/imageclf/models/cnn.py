@@ -4,7 +4,7 @@ import itertools
 
 from torch import nn
 
-from imageclf.errors import UserError
+from imageclf.core.errors import UserError
 from imageclf.models.mlp import dense
 
 

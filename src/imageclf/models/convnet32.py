@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from imageclf.errors import UserError
+from imageclf.core.errors import UserError
 from imageclf.models.mlp import dense
 
 

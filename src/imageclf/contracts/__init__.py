@@ -1,0 +1,1 @@
+"""Typed records of the files that one stage writes and others read, each with its reader and its writer."""

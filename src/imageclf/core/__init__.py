@@ -1,0 +1,1 @@
+"""Errors, files, paths and processes: shared by all stages."""

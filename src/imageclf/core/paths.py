@@ -1,0 +1,32 @@
+"""Paths that `dvc.yaml` names, relative to the project's root, in which stages run."""
+
+import os
+from pathlib import Path
+
+PARAMS = Path("params.yaml")
+PIPELINE = Path("dvc.yaml")
+
+SOURCE = Path("data/source.yaml")
+LISTING = Path("data/listing.json")
+RAW = Path("data/raw")
+PROCESSED = Path("data/processed")
+MODEL = Path("data/model")
+WEIGHTS = MODEL / "model.safetensors"
+MODEL_SPEC = MODEL / "model.json"
+
+METRICS = Path("metrics")
+HISTORY = METRICS / "history.csv"
+TRAIN_SCORES = METRICS / "train.json"
+TEST_SCORES = METRICS / "test.json"
+PREDICTIONS = METRICS / "predictions.csv"
+PER_CLASS = METRICS / "per_class.csv"
+PLOTS = METRICS / "plots"
+
+
+def repository() -> Path:
+    """Return the absolute path of the user's repository.
+
+    It is not always the working directory: DVC runs `--temp` and `--queue` experiments in a temporary copy, and sets
+    `DVC_ROOT` to the path of the repository.
+    """
+    return Path(os.environ.get("DVC_ROOT", "")).resolve()

@@ -1,0 +1,160 @@
+"""Run a stage to its end: one sentence for a user's mistake, an exit code for a signal, a traceback for a bug.
+
+DVC reads only the exit code, so it must be non-zero for every stage that did not finish.
+"""
+
+import io
+import os
+import re
+import signal
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+from imageclf.core.detached import reattach
+from imageclf.core.errors import UserError, first_line
+
+WATCH_S = 0.5
+"""Seconds between two checks that DVC is still running."""
+
+
+def _device_failure(error: BaseException) -> str | None:
+    """Return the message for a device that is out of memory, or whose libraries fail; None for any other error.
+
+    The message decides, because torch may not be imported, and only some of these errors have their own type.
+    """
+    if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)):
+        remedy = "use a smaller batch_size or model"
+        if "can't allocate memory" not in str(error) and not isinstance(error, MemoryError):
+            remedy += ", or set runtime.device to cpu in params.yaml"
+        return f"out of memory ({first_line(error)}); {remedy}"
+    if re.search("CUDNN_STATUS|CUBLAS_STATUS|no kernel image", str(error)):
+        return f"the GPU failed ({first_line(error)}); set runtime.device to cpu in params.yaml"
+    return None
+
+
+def _terminate(signum: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)  # another signal while Python exits would print a traceback
+    if signum == signal.SIGHUP:
+        _drop_terminal()
+    sys.exit(128 + signum)
+
+
+def _drop_terminal() -> None:
+    """Discard output to a terminal: writes to a closed terminal fail, and the state must still be saved."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _set_handler(signum: signal.Signals, handler: Callable[[int, FrameType | None], object]) -> Any:
+    """Set the handler of a signal, except of a SIGHUP that `nohup` ignores; return the previous handler."""
+    before = signal.getsignal(signum)
+    if signum != signal.SIGHUP or before != signal.SIG_IGN:
+        signal.signal(signum, handler)
+    return before
+
+
+class DeferredSignals:
+    """The first signal that arrived while signals are deferred."""
+
+    received: int | None = None
+
+    def __call__(self, signum: int, _frame: FrameType | None) -> None:
+        """Keep the first signal. A later Ctrl-C stops at once; a later SIGTERM does not: it may come from the watch."""
+        if signum == signal.SIGHUP:
+            _drop_terminal()
+        if self.received is None:
+            self.received = signum
+        elif signum == signal.SIGINT:
+            self.stop_if_received()
+
+    def stop_if_received(self) -> None:
+        """Stop if a signal arrived."""
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is not None:
+            _terminate(self.received, None)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[DeferredSignals]:
+    """Defer Ctrl-C, SIGTERM and SIGHUP until the code inside calls `stop_if_received`, or ends."""
+    signals = DeferredSignals()
+    before = {signum: _set_handler(signum, signals) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield signals
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    signals.stop_if_received()
+
+
+def _stop_when_parent_ends(parent: int) -> None:
+    """Stop as if by SIGTERM when `parent` has ended: the next `dvc repro` writes to the same outputs."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        _print_error("DVC has ended; stopping")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _print_error(sentence: str) -> None:
+    with suppress(OSError):  # the terminal may be closed
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage's `main`; exit 1 on a `UserError` or a failing disk, 130, 143 or 129 on Ctrl-C, SIGTERM or SIGHUP.
+
+    A stage that DVC runs stops when DVC ends. After success, the process exits at once: unloading torch takes a second.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a class name may have characters that stdout cannot encode
+    dvc = os.getppid() if "DVC_ROOT" in os.environ else None
+    _set_handler(signal.SIGTERM, _terminate)
+    _set_handler(signal.SIGHUP, _terminate)
+    if dvc is not None:
+        _stop_when_parent_ends(dvc)
+    try:
+        main()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _print_error("interrupted")
+        sys.exit(130)
+    except (RuntimeError, MemoryError) as error:
+        if (sentence := _device_failure(error)) is None:
+            raise
+        sys.exit(f"error: {sentence}")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        with suppress(OSError):
+            sys.stdout.close()  # otherwise Python flushes it again on exit, fails, and exits with 120
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror}")
+    finally:
+        if dvc is not None and os.getppid() != dvc:
+            _reattach()
+    os._exit(0)
+
+
+def _reattach() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent watch may still send one
+    if branch := reattach():
+        _print_error(f"DVC was killed and had left git on a detached HEAD; git is on branch {branch} again")

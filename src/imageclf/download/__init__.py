@@ -1,0 +1,1 @@
+"""Published data sets, their download, and the packing of your own images."""

@@ -1,0 +1,89 @@
+"""The one path from an image to class names and probabilities, for evaluation, prediction and the served model.
+
+file, base64 text or raw pixels -> uint8 of `raw_shape` (Pillow) -> preparation (numpy) -> normalization, net, softmax
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imageclf.contracts.raw import Pixels
+from imageclf.core.errors import UserError
+from imageclf.inference import checkpoint
+from imageclf.inference.checkpoint import Checkpoint
+from imageclf.preprocess import images, transform
+
+
+class InputError(UserError):
+    """An input that gives no prediction; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable class of an image, its probability, and the probability of each class by its name."""
+
+    name: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """A net with everything that is done to its input, on one device."""
+
+    def __init__(self, loaded: Checkpoint, device: torch.device) -> None:
+        self.spec = loaded.spec
+        self._net, self._normalize = loaded.net.to(device), loaded.normalize.to(device)
+        self._device = device
+        self._permutation = None if self.spec.permutation is None else np.array(self.spec.permutation)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> "Predictor":
+        """Load what train wrote to `folder`. Raises `UserError` if a file is missing or damaged."""
+        return cls(checkpoint.load(folder), device)
+
+    def read(self, data: bytes) -> Pixels:
+        """Decode an image file as preprocess does, to raw pixels (channels, height, width) of the spec's `raw_shape`.
+
+        Raises `InputError`.
+        """
+        channels, height, width = self.spec.raw_shape
+        try:
+            pixels = images.decode_to_size(data, height, width, self.spec.gray16_bits)
+        except images.UnreadableError as error:
+            raise InputError(str(error)) from None
+        return transform.to_gray(pixels[None])[0] if channels == 1 else pixels
+
+    def read_base64(self, text: str) -> Pixels:
+        """Decode an image file given as base64 text or as a `data:` address. Raises `InputError`."""
+        if text.startswith("data:"):
+            text = text.partition(",")[2]
+        try:
+            return self.read(base64.b64decode(text, validate=True))
+        except binascii.Error as error:
+            raise InputError(f"not base64: {error}") from None
+
+    def probabilities(self, raw: Pixels) -> NDArray[np.float32]:
+        """Return the probability of each class, (n, K), for raw pixels (n, channels, height, width)."""
+        prepared = transform.apply(self.spec.preparation, self._permutation, raw)
+        return self.probabilities_of_prepared(torch.from_numpy(np.ascontiguousarray(prepared)))
+
+    def probabilities_of_prepared(self, prepared: torch.Tensor) -> NDArray[np.float32]:
+        """Return the probability of each class, (n, K), for prepared pixels uint8 (n, C, H, W)."""
+        with torch.inference_mode():
+            logits = self._net(self._normalize(prepared.to(self._device)))
+        return logits.float().softmax(dim=1).cpu().numpy()
+
+    def predict(self, raw: Pixels) -> list[Prediction]:
+        """Return a prediction per image, for raw pixels (n, channels, height, width)."""
+        return [self._prediction(row) for row in self.probabilities(raw)]
+
+    def _prediction(self, row: Sequence[float] | NDArray[np.float32]) -> Prediction:
+        best = int(np.argmax(row))
+        named = {name: float(probability) for name, probability in zip(self.spec.classes, row, strict=True)}
+        return Prediction(self.spec.classes[best], float(row[best]), named)

@@ -1,0 +1,1 @@
+"""Prepare splits from raw files: decode, transform, split, measure, write."""

@@ -1,0 +1,1 @@
+"""Recipes, their experiments, and the comparison of experiments."""

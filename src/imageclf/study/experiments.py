@@ -1,0 +1,203 @@
+"""DVC's experiments on a commit, their results, and the queue that runs more.
+
+Everything goes through DVC's own commands, each of which takes a second or more.
+"""
+
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imageclf.core.cores import allowed_cores
+from imageclf.core.errors import UserError
+
+PAUSE_S, TRIES = 1.0, 3
+"""Pause between tries of a command that talks to workers; it fails if it reads a message that is being written."""
+SHOW_S = 120.0
+"""Time limit of `dvc exp show`, which takes seconds, but never ends if a copy that it reads is deleted meanwhile."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, as `dvc exp show` lists it."""
+
+    name: str
+    revision: str
+    state: str
+    """queued, running, success or failed."""
+    params: dict[str, Any]
+    metrics: dict[str, Any]
+    """`{"train": {..}, "val": {..}, "test": {..}, "epoch": 3}`; keys of stages that have not ended are missing."""
+    code: tuple[str, ...]
+    """The files and folders of code that its stages depend on."""
+    log: Path | None
+    """File with its output; None if no queue worker ran it on this machine."""
+
+    @property
+    def complete(self) -> bool:
+        """True if it ended with scores of the test split."""
+        return self.state == "success" and "test" in self.metrics
+
+
+def show(baseline: str = "HEAD") -> dict[str, Experiment]:
+    """Return the experiments on a commit, by name; a finished one replaces a failed one of the same name.
+
+    Raises `UserError` if DVC does not answer.
+    """
+    states = json.loads(run_dvc("exp", "show", "--json", "--rev", baseline, patience_s=SHOW_S))
+    found: dict[str, Experiment] = {}
+    for entry in states[-1]["experiments"] or []:
+        experiment = _read(entry)
+        if experiment.name not in found or experiment.complete:
+            found[experiment.name] = experiment
+    return found
+
+
+def queue(name: str, values: dict[str, Any]) -> None:
+    """Queue an experiment of the working tree as it is now, with these values of parameters."""
+    changes = [part for key, value in values.items() for part in ("--set-param", override(key, value))]
+    run_dvc("exp", "run", "--queue", "--name", name, *changes)
+
+
+def override(key: str, value: object) -> str:
+    """Return `key=value` for `dvc exp run --set-param`, in Hydra's grammar."""
+    return f"{key}={_render(value)}"
+
+
+def _render(value: object) -> str:
+    match value:
+        case None | bool():
+            return {None: "null", True: "true", False: "false"}[value]
+        case str():
+            # In quotes, a quote is escaped, and so are backslashes before it or at the end, and OmegaConf's `${`.
+            text = re.sub(r"(\\*)(\$\{|')", r"\1\1\\\2", value)
+            return "'" + re.sub(r"(\\+)\Z", r"\1\1", text) + "'"
+        case list():
+            return f"[{','.join(map(_render, value))}]"
+        case _:
+            return repr(value)
+
+
+def start(jobs: int) -> None:
+    """Start `jobs` workers in the background for everything in the queue; they share the cores."""
+    run_dvc_again("queue", "start", "--jobs", str(jobs), OMP_NUM_THREADS=str(max(1, allowed_cores() // jobs)))
+
+
+def commit(revision: str) -> str:
+    """Return the full hash of a commit."""
+    return git("rev-parse", "--verify", revision).strip()
+
+
+def changed_code(experiment: Experiment) -> list[str]:
+    """Return the code files that the stages of an experiment depend on and that have changed since it was queued."""
+    return git("diff", "--name-only", experiment.revision, "--", *experiment.code).splitlines()
+
+
+@functools.cache
+def read(revision: str, path: Path) -> str | None:
+    """Return the text of an output of an experiment; None if it is not in DVC's cache."""
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    try:
+        return dvc.api.read(str(path), rev=revision)
+    except DvcException:
+        return None
+
+
+def forget_failed(names: Collection[str]) -> None:
+    """Remove failed experiments from the queue's list, which would otherwise show them next to the second try."""
+    if names:
+        run_dvc("queue", "remove", *names)
+
+
+def run_dvc_again(*arguments: str, **environment: str) -> str:
+    """Run a command that talks to the workers, up to `TRIES` times; return what it printed."""
+    for _ in range(TRIES - 1):
+        try:
+            return run_dvc(*arguments, patience_s=None, **environment)
+        except UserError:
+            time.sleep(PAUSE_S)
+    return run_dvc(*arguments, patience_s=None, **environment)
+
+
+def run_dvc(*arguments: str, patience_s: float | None = None, **environment: str) -> str:
+    """Run `dvc ...` and return what it printed.
+
+    Raises `UserError` with DVC's message if it fails, or if it does not end within `patience_s` seconds.
+    """
+    tools = str(Path(sys.executable).parent)  # workers look for `dvc` on PATH, stages for `python`
+    # Files, not pipes: workers that `dvc queue start` leaves behind would hold a pipe open until they end.
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", *arguments],
+            stdout=output,
+            stderr=errors,
+            env={**os.environ, "PATH": os.pathsep.join([tools, os.environ.get("PATH", "")]), **environment},
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise UserError(f"dvc {' '.join(arguments[:2])} did not answer in {patience_s:g} s; try again") from None
+        except KeyboardInterrupt:
+            process.wait()  # DVC changes the working tree while it queues; it must not be stopped
+            raise
+        for file in (output, errors):
+            file.seek(0)
+        printed = output.read()
+        if code:
+            raise UserError(f"dvc {' '.join(arguments[:2])}: {errors.read().strip() or printed.strip()}")
+        return printed
+
+
+def git(*arguments: str) -> str:
+    """Run `git ...` and return what it printed; raise `UserError` if it fails or is not installed."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UserError(
+            "git was not found; install it or add it to PATH, because DVC keeps experiments in git"
+        ) from None
+    if done.returncode:
+        raise UserError(f"git {arguments[0]}: {done.stderr.strip() or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def check_identity() -> None:
+    """Raise `UserError` if git has no user name or e-mail address, which the commit of an experiment needs."""
+    for key in ("user.name", "user.email"):
+        variable = f"GIT_COMMITTER_{key.removeprefix('user.').upper()}"
+        if variable not in os.environ and not git("config", "--default", "", "--get", key).strip():
+            raise UserError(
+                f"git has no {key}, which each experiment needs because it is a commit; set it once: "
+                "`git config --global user.name you` and `git config --global user.email you@example.org`"
+            )
+
+
+def _read(entry: dict[str, Any]) -> Experiment:
+    revision, executor = entry["revs"][0], entry["executor"] or {}
+    data = revision["data"] or {"params": {}, "metrics": {}, "deps": {}}
+    metrics: dict[str, Any] = {}
+    for file in data["metrics"].values():
+        metrics |= file.get("data") or {}
+    log = (executor.get("local") or {}).get("log")
+    return Experiment(
+        name=entry["name"] or revision["rev"],
+        revision=revision["rev"],
+        state=executor.get("state", "success"),
+        params=data["params"].get("params.yaml", {}).get("data") or {},
+        metrics=metrics,
+        code=tuple(dep for dep in data["deps"] if dep.startswith(("src/", "stages/"))),
+        log=Path(log) if log else None,
+    )

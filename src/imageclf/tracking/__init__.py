@@ -1,0 +1,1 @@
+"""Reports of a run: to MLflow and to the terminal."""

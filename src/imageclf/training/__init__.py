@@ -1,0 +1,1 @@
+"""Batches, augmentation, losses, optimizers, the training loop, scores, and resuming."""

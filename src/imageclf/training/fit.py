@@ -1,0 +1,220 @@
+"""The training loop: a generator of epochs, independent of files, YAML and MLflow.
+
+The caller logs, writes, keeps the best weights and decides when to stop.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from imageclf.core.errors import UserError
+from imageclf.training.batches import Batches
+from imageclf.training.losses import Loss, smooth
+from imageclf.training.optim import Optimizer, Schedule
+from imageclf.training.runtime import derive, set_random_state
+from imageclf.training.scoring import class_indices, score
+
+FLOAT32 = nullcontext()
+"""The context of a forward pass without mixed precision."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """A point of the training: `step` steps of epoch `epoch` (counted from 1) are done.
+
+    These steps have seen `images` images; `losses` (steps per epoch,) holds their losses, `correct` () the number of
+    images that they classified correctly, both on the device. `random` is the state of the random generator; only
+    resuming within an epoch needs it.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    images: int = 0
+    losses: Tensor | None = None
+    correct: Tensor | None = None
+    random: Tensor | None = None
+
+
+OnStep = Callable[[Position], None]
+"""Called after each step, when the net and the optimizer are updated."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Results of an epoch: its `number` from 1, the `lr` of its last step, means over the images of a split.
+
+    The train scores are measured during the epoch, with dropout; the val scores after it, without dropout.
+    """
+
+    number: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+
+    def better_than(self, other: "Epoch") -> bool:
+        """Return True if the validation accuracy is higher, or equal with a lower validation loss.
+
+        Without validation, the later epoch is better.
+        """
+        if self.val_accuracy is None or other.val_accuracy is None or self.val_loss is None or other.val_loss is None:
+            return self.number > other.number
+        return (self.val_accuracy, -self.val_loss) > (other.val_accuracy, -other.val_loss)
+
+
+def fit(
+    net: nn.Module,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    loss: Loss,
+    *,
+    train: Batches,
+    val: Batches | None,
+    epochs: int,
+    seed: int,
+    label_smoothing: float = 0.0,
+    autocast: AbstractContextManager[object] = FLOAT32,
+    start: Position = Position(),
+    on_step: OnStep | None = None,
+) -> Iterator[Epoch]:
+    """Train `net` in place and yield the results of each epoch, with the net as this epoch left it.
+
+    Training resumes from `start` to the same bits if `net` and `optimizer` have their state from there. Raises
+    `UserError` if a loss is not finite. Losses are checked at the end of an epoch, because reading one from the
+    device waits for it.
+    """
+    base_lr = optimizer.param_groups[0]["lr"]
+    gradients = GradientAccumulator(net, loss, label_smoothing, autocast)
+
+    def lr_at(epoch: int, step: int) -> float:
+        return base_lr * schedule(((epoch - 1) * len(train) + step - 1) / (epochs * len(train)))
+
+    for number in range(start.epoch, epochs + 1):
+        begin = start if number == start.epoch else Position(number)
+        losses, train_accuracy = _train_epoch(
+            net, optimizer, gradients, train, start=begin, lr_at=lr_at, seed=seed, on_step=on_step
+        )
+        train_loss = mean_loss(losses, train, number, base_lr)
+        val_loss, val_accuracy = None, None
+        if val is not None:
+            val_scores = score(net, val, loss)
+            val_loss, val_accuracy = val_scores.loss, val_scores.accuracy
+        check_finite(val_loss or 0.0, f"epoch {number}", base_lr)  # the last step may have broken the net
+        yield Epoch(number, lr_at(number, len(train)), train_loss, train_accuracy, val_loss, val_accuracy)
+
+
+def _train_epoch(
+    net: nn.Module,
+    optimizer: Optimizer,
+    gradients: "GradientAccumulator",
+    train: Batches,
+    *,
+    start: Position,
+    lr_at: Callable[[int, int], float],
+    seed: int,
+    on_step: OnStep | None,
+) -> tuple[Tensor, float]:
+    """Run the steps of an epoch from `start` on; return the losses of all its steps and its accuracy."""
+    device, epoch, images_seen = next(net.parameters()).device, start.epoch, start.images
+    losses = torch.zeros(len(train), device=device) if start.losses is None else start.losses.to(device)
+    correct = torch.zeros((), dtype=torch.int64, device=device) if start.correct is None else start.correct.to(device)
+    torch.manual_seed(derive(seed, epoch, 0))  # dropout
+    if start.random is not None:
+        set_random_state(start.random, device)
+    net.train()
+    for step, (images, targets) in enumerate(train.shuffled(derive(seed, epoch, 1), start.step), start.step + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(epoch, step)
+        batch_loss, batch_correct = gradients(images, targets)
+        optimizer.step()
+        losses[step - 1] = batch_loss
+        correct += batch_correct
+        images_seen += len(targets)
+        if on_step is not None:
+            on_step(Position(epoch, step, images_seen, losses, correct))
+    return losses, correct.item() / images_seen
+
+
+class GradientAccumulator:
+    """Computes the gradients of a batch: at once, or in micro-batches if the device's memory is too small."""
+
+    def __init__(
+        self, net: nn.Module, loss: Loss, label_smoothing: float, autocast: AbstractContextManager[object]
+    ) -> None:
+        self._net, self._loss, self._label_smoothing, self._autocast = net, loss, label_smoothing, autocast
+        self._micro_batches = 1
+
+    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the gradients of the mean loss in the net; return this loss and the number of correct images.
+
+        If memory runs out, this batch and all later ones are split into twice as many micro-batches: the same
+        gradients up to rounding. Batch norm would compute other statistics, so for a net that has it a `UserError`
+        names a batch size that fits.
+        """
+        while True:
+            try:
+                return self._accumulate(images, targets)
+            except torch.OutOfMemoryError:
+                self._net.zero_grad()
+            if len(targets) <= self._micro_batches:
+                raise UserError("the device's memory is too small for one image: use a smaller model or image_size")
+            if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self._net.modules()):  # noqa: SLF001
+                raise UserError(
+                    f"batch_size: {len(targets)} images do not fit into the device's memory, "
+                    f"{self._largest_that_fits(images)} do"
+                )
+            self._micro_batches *= 2
+            print(f"out of memory: each batch is now split into {self._micro_batches} micro-batches", flush=True)
+
+    def _accumulate(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        self._net.zero_grad()
+        total, correct = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
+        pairs = zip(images.chunk(self._micro_batches), targets.chunk(self._micro_batches), strict=True)
+        for micro_images, micro_targets in pairs:
+            with self._autocast:
+                logits = self._net(micro_images)
+                loss = self._loss(logits, smooth(micro_targets, logits, self._label_smoothing))
+            weight = torch.full_like(loss, len(micro_targets) / len(targets))
+            loss.backward(weight)
+            total += loss.detach() * weight
+            correct += (logits.detach().argmax(dim=1) == class_indices(micro_targets)).sum()
+        return total, correct
+
+    def _largest_that_fits(self, images: Tensor) -> int:
+        """Return the largest half, quarter, ... of the batch that fits into memory; 0 if none does."""
+        size = len(images) // 2
+        while size:
+            try:
+                with self._autocast:
+                    outputs = self._net(images[:size])
+                outputs.float().sum().backward()
+            except torch.OutOfMemoryError:
+                size //= 2
+            else:
+                return size
+        return 0
+
+
+def mean_loss(losses: Tensor, train: Batches, epoch: int, lr: float) -> float:
+    """Return the mean over the images of an epoch from the losses of its steps.
+
+    Raises `UserError`, which names the step, if one is not finite.
+    """
+    values = losses.cpu().double()  # on the CPU, because mps has no float64
+    if not values.isfinite().all():
+        step = int(values.isfinite().logical_not().nonzero()[0]) + 1
+        check_finite(values[step - 1].item(), f"epoch {epoch}, step {step}", lr)
+    sizes = torch.full_like(values, train.batch_size)
+    sizes[-1] = train.num_images - train.batch_size * (len(train) - 1)
+    return (values @ sizes).item() / train.num_images
+
+
+def check_finite(loss: float, name: str, lr: float) -> None:
+    """Raise `UserError` if the loss of `name` is not finite."""
+    if not math.isfinite(loss):
+        raise UserError(f"the loss of {name} is {loss}: try a smaller lr than {lr}")

@@ -1,0 +1,138 @@
+"""The machine: device, threads, precision; and the one source of randomness."""
+
+import os
+import re
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from imageclf.core.cores import allowed_cores
+from imageclf.core.errors import UserError, first_line
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device `name`, or with `auto` the first of cuda, mps and cpu that computes.
+
+    With `auto` a device that torch sees and cannot use (its driver or its age) is reported and passed over. Raises
+    `UserError` for a device that was asked for by name, and for one whose memory others have filled: else the
+    device, and with it the last digits of every result, would depend on who else is computing.
+    """
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    for device in [device for device, there in present.items() if there and name in {"auto", device}]:
+        problem = None if device == "cpu" else device_problem(torch.device(device))
+        if problem is None:
+            return torch.device(device)
+        if re.search("out of memory|busy or unavailable", problem):
+            remedy = "wait until they end, or set it to cpu in params.yaml"
+            raise UserError(f"runtime.device: {device} is in use by other programs ({problem}); {remedy}")
+        if name != "auto":
+            raise UserError(
+                f"runtime.device: {device} cannot be used ({problem}); set it to cpu or auto in params.yaml"
+            )
+        print(f"runtime.device: {device} cannot be used ({problem}); auto takes the next device", flush=True)
+        # Adam asks every accelerator that torch sees, even for a net on the CPU, and fails on a broken one.
+        module: Any = torch.get_device_module(device)
+        module.is_available = lambda: False
+    there = ", ".join(device for device, is_there in present.items() if is_there)
+    raise UserError(f"runtime.device: torch sees no {name} here; there is {there}, and auto chooses")
+
+
+def device_problem(device: torch.device) -> str | None:
+    """Compute a little on the device; return the first line of torch's error, or None if all is well.
+
+    torch sees a device whose driver is too old, for which its build has no kernels, or whose memory is full.
+    """
+    try:
+        images = torch.ones(2, 1, 8, 8, device=device)
+        maps = nn.functional.conv2d(images, torch.ones(1, 1, 3, 3, device=device))  # cuDNN
+        (maps.flatten(1) @ torch.ones(36, 1, device=device)).sum().item()  # cuBLAS; `item` waits for the device
+    except (RuntimeError, AssertionError) as error:  # the second: a build of torch without CUDA
+        return first_line(error)
+    return None
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Let a GPU round the factors of float32 products to TF32's 10 bits of mantissa: several times as fast.
+
+    torch does so for convolutions anyway, and for products of matrices only when asked. By the older switches:
+    torch.compile reads these and fails on a mixture (pytorch issue 166387).
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def place(net: nn.Module, device: torch.device) -> nn.Module:
+    """`net` on the device, its filters channels last, and the maps that they make follow.
+
+    Tensor cores read them so; on a CPU a step of the small nets takes 0.6 of the time (max-pools run as vectors).
+    """
+    return net.to(device).to(memory_format=torch.channels_last)
+
+
+def compile_net(net: nn.Module) -> None:
+    """Let torch.compile make the net's forward and backward pass, in place: its weights keep their names.
+
+    Raises `UserError` where there is no C++ compiler, which torch needs for the CPU and for a GPU.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(f"compile: needs a C++ compiler, and there is no {compiler} here; install it or set CXX")
+    net.compile()
+
+
+def set_threads(threads: int | str) -> int:
+    """Let torch use `threads` CPU threads, or with `auto` the cores that this process may use; returns how many.
+
+    In a container torch sees the host's cores; more threads than the quota run slower than one.
+    """
+    count = allowed_cores() if threads == "auto" else int(threads)
+    torch.set_num_threads(count)
+    return count
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context of a forward pass; raises `UserError` where bfloat16 has no instructions (40 times slower)."""
+    if precision == "float32":
+        return nullcontext()
+    if device.type == "cpu" and not {"avx512_bf16", "amx_bf16"} & cpu_flags():
+        raise UserError("precision: this processor has no bfloat16 instructions; use float32")
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("precision: this GPU has no bfloat16 instructions; use float32")
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """The instruction sets that Linux lists; empty elsewhere."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
+
+
+def derive(seed: int, *path: int) -> int:
+    """A seed for one purpose: the same for the same (seed, path), unrelated for any other.
+
+    Every random draw is seeded by (seed, epoch), so there is no generator state to save or to lose.
+    """
+    return int(np.random.SeedSequence(seed, spawn_key=path).generate_state(1, np.uint64)[0] >> 1)
+
+
+def random_state(device: torch.device) -> torch.Tensor:
+    """The state of the generator that dropout on this device draws from."""
+    return _generators(device).get_rng_state()
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Set what `random_state` gave."""
+    _generators(device).set_rng_state(state)
+
+
+def _generators(device: torch.device) -> Any:
+    return torch if device.type == "cpu" else torch.get_device_module(device)

@@ -1,0 +1,150 @@
+"""Tests that the output of DVC's commands becomes experiments; `test_recipes` runs the real queue."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imageclf.core.errors import UserError
+from imageclf.study import experiments
+from imageclf.study.experiments import Experiment
+
+SCORES = {"metrics/train.json": {"data": {"epoch": 2}}, "metrics/test.json": {"data": {"test": {"accuracy": 0.9}}}}
+NONE_YET = {"metrics/test.json": {"error": {"type": "FileNotFoundError", "msg": "no such file"}}}
+
+
+def entry(name: str, executor: dict[str, Any] | None, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return an experiment as `dvc exp show --json` prints it, with only the parts that are read."""
+    deps = {"data/raw": {}, "src/imageclf/models": {}, "stages/train.py": {}}
+    data = {"params": {"params.yaml": {"data": {"seed": 1}}}, "metrics": metrics, "deps": deps}
+    return {"name": name, "executor": executor, "revs": [{"rev": f"rev-{name}", "data": data}]}
+
+
+def showing(monkeypatch: pytest.MonkeyPatch, *entries: dict[str, Any]) -> dict[str, Experiment]:
+    """Return the experiments that `show` finds if DVC prints these entries."""
+    states = [{"rev": "workspace", "experiments": None}, {"rev": "HEAD", "experiments": list(entries) or None}]
+    monkeypatch.setattr(experiments, "run_dvc", lambda *_arguments, **_others: json.dumps(states))
+    return experiments.show()
+
+
+def test_no_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert showing(monkeypatch) == {}
+
+
+def test_a_finished_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = showing(monkeypatch, entry("a-s1", None, SCORES))["a-s1"]
+    code = ("src/imageclf/models", "stages/train.py")
+    scores = {"epoch": 2, "test": {"accuracy": 0.9}}
+    assert found == Experiment("a-s1", "rev-a-s1", "success", {"seed": 1}, scores, code, None)
+    assert found.complete
+
+
+def test_states_of_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = {"state": "failed", "local": {"log": "/a/log"}}
+    found = showing(
+        monkeypatch,
+        entry("running", {"state": "running", "local": None}, SCORES),
+        entry("queued", {"state": "queued"}, {}),
+        entry("failed", log, NONE_YET),
+        {"name": "unreadable", "executor": None, "revs": [{"rev": "x", "data": None}]},
+    )
+    assert {name: each.state for name, each in found.items()} == {
+        "running": "running",
+        "queued": "queued",
+        "failed": "failed",
+        "unreadable": "success",
+    }
+    assert not any(each.complete for each in found.values())
+    assert found["failed"].log == Path("/a/log")
+
+
+def test_a_finished_experiment_replaces_a_failed_one_of_the_same_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = [entry("a", None, SCORES), entry("a", {"state": "failed"}, {})]
+    assert showing(monkeypatch, *tries)["a"].complete
+    assert showing(monkeypatch, *reversed(tries))["a"].complete
+
+
+def test_code_that_has_changed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("src/used.py", "src/unused.py"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("")
+    for command in ("init -q", "add -A", "-c user.name=a -c user.email=b commit -q -m state"):
+        subprocess.run(["git", *command.split()], check=True)
+    made = Experiment("a", experiments.commit("HEAD"), "success", {}, {}, ("src/used.py",), None)
+    Path("src/unused.py").write_text("changed")
+    assert experiments.changed_code(made) == []
+    Path("src/used.py").write_text("changed")
+    assert experiments.changed_code(made) == ["src/used.py"]
+
+
+def test_the_message_of_a_failing_dvc_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(UserError, match=r"dvc exp show: ERROR: you are not inside of a DVC repository"):
+        experiments.show()
+
+
+def test_a_dvc_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dvc exp show` never ends if a copy of a running experiment is deleted while it is read."""
+    (tmp_path / "dvc.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.chdir(tmp_path)  # `python -m` looks here first
+    with pytest.raises(UserError, match=r"dvc exp show did not answer in 0\.5 s"):
+        experiments.run_dvc("exp", "show", patience_s=0.5)
+
+
+def test_a_command_that_talks_to_the_workers_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command fails if it reads a message that a worker is still writing."""
+    tries: list[tuple[str, ...]] = []
+
+    def run_dvc(*arguments: str, **_others: Any) -> str:
+        tries.append(arguments)
+        if len(tries) != 3:
+            raise UserError("dvc queue status: ERROR: unexpected error - Expecting value: line 1 column 1 (char 0)")
+        return "Worker status"
+
+    monkeypatch.setattr(experiments, "run_dvc", run_dvc)
+    monkeypatch.setattr(experiments, "PAUSE_S", 0)
+    assert experiments.run_dvc_again("queue", "status") == "Worker status"
+    assert tries == [("queue", "status")] * 3
+    monkeypatch.setattr(experiments, "TRIES", 2)
+    with pytest.raises(UserError, match="Expecting value"):
+        experiments.run_dvc_again("queue", "start")
+
+
+def test_a_missing_git_and_a_failing_git_have_different_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(UserError, match="git rev-parse: fatal: not a git repository"):
+        experiments.commit("HEAD")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="git was not found; install it or add it to PATH, because"):
+        experiments.commit("HEAD")
+
+
+@pytest.mark.parametrize("missing", ["user.name", "user.email"])
+def test_a_missing_identity_is_reported_with_the_commands_that_set_it(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in [key for key in os.environ if key.startswith("GIT_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
+    subprocess.run(["git", "init", "-q"], check=True)
+    commands = "`git config --global user.name you` and `git config --global user.email you@example.org`"
+    with pytest.raises(UserError, match=f"git has no user.name, which.*{commands}"):
+        experiments.check_identity()
+    for command in commands.replace("`", "").split(" and "):
+        subprocess.run(command.split(), check=True)
+    experiments.check_identity()
+    subprocess.run(["git", "config", "--global", "--unset", missing], check=True)
+    with pytest.raises(UserError, match=f"git has no {missing}"):
+        experiments.check_identity()
+    monkeypatch.setenv(f"GIT_COMMITTER_{missing.removeprefix('user.').upper()}", "somebody")
+    experiments.check_identity()
