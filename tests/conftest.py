@@ -21,11 +21,15 @@ from imageclf.contracts.dataset import Split
 
 
 @pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """Enable Ctrl-C, which processes ignore if the test run was started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _default_signals() -> Iterator[None]:
+    """Restore Ctrl-C and SIGHUP, which a test run in the background or under nohup ignores, as would its children."""
+    before = [
+        (signal.SIGINT, signal.signal(signal.SIGINT, signal.default_int_handler)),
+        (signal.SIGHUP, signal.signal(signal.SIGHUP, signal.SIG_DFL)),
+    ]
     yield
-    signal.signal(signal.SIGINT, before)
+    for signum, handler in before:
+        signal.signal(signum, handler)
 
 
 @pytest.fixture
