@@ -7,7 +7,6 @@ Each stage validates the whole file, so a typo in `optimizer` stops `download` i
 import difflib
 import os
 import re
-import subprocess
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from pydantic_core import ErrorDetails
 from imageclf import yaml12
 from imageclf.contracts.preparation import Preparation
 from imageclf.core import paths
+from imageclf.core.detached import git
 from imageclf.core.errors import UserError
 
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder"]
@@ -171,11 +171,8 @@ def load(path: Path = paths.PARAMS) -> Params:
 
 def _undo_command(path: Path) -> str:
     """Return a line that tells how to restore the committed file, if `dvc exp run -S` has left a wrong value in it."""
-    try:
-        status = subprocess.run(["git", "status", "--porcelain", "--", path], capture_output=True, check=False).stdout
-    except FileNotFoundError:  # no git
-        return ""
-    return f"\n`git checkout HEAD {path}` restores the committed file" if b"M" in status[:2] else ""
+    changed = "M" in git("status", "--porcelain", "--", str(path))[:2]
+    return f"\n`git checkout HEAD {path}` restores the committed file" if changed else ""
 
 
 def validate(content: dict[str, Any], source: str) -> Params:

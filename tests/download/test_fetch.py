@@ -26,7 +26,7 @@ from imports import ROOT, SOURCE
 
 from imageclf.core import files
 from imageclf.core.errors import UserError
-from imageclf.download import datasets, fetch
+from imageclf.download import datasets, fetch, http
 from imageclf.download.datasets import DATASETS, Archive, Source
 
 FILE = "made.bin"
@@ -193,7 +193,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(variable, "127.0.0.1")
     monkeypatch.setenv("IMAGECLF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetch, "PAUSE_S", 0)
+    monkeypatch.setattr(http, "PAUSE_S", 0)
     return tmp_path / "cache"
 
 
@@ -201,9 +201,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a kind of error; shorten the timeout for slow servers."""
     if request.param == "stall":
-        monkeypatch.setattr(fetch, "TIMEOUT_S", (10, 0.2))
+        monkeypatch.setattr(http, "TIMEOUT_S", (10, 0.2))
     if request.param == "trickle":
-        monkeypatch.setattr(fetch, "GRACE_S", 0.2)
+        monkeypatch.setattr(http, "GRACE_S", 0.2)
     return request.param
 
 
@@ -621,7 +621,7 @@ def test_idx_archives_are_fetched_and_decoded(server: Server, raw: Path, made_ar
         assert np.array_equal(images.labels, made_archives.labels[split])
 
 
-def test_digits_come_from_the_installed_package_without_importing_it(raw: Path) -> None:
+def test_digits_come_from_the_installed_package_without_importing_it_or_requests(raw: Path) -> None:
     program = f"""
 import sys; sys.path.insert(0, {str(SOURCE)!r})
 from pathlib import Path
@@ -634,7 +634,7 @@ print(*sys.modules)
     assert names(raw) == ["digits.csv.gz"]
     assert names(fetch.cache()) == []
     assert files.sha256(raw / "digits.csv.gz") == DATASETS["digits"].files["digits.csv.gz"].sha256
-    assert "sklearn" not in done.stdout.split()
+    assert not {"sklearn", "requests"} & set(done.stdout.split())
 
 
 def test_a_package_that_is_not_installed_is_named(raw: Path) -> None:

@@ -10,26 +10,15 @@ import importlib.util
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
-import requests
-import urllib3
-from tqdm import tqdm
 
 from imageclf.core import files, paths
 from imageclf.core.errors import UserError
 from imageclf.download.datasets import Archive, Source
-
-TIMEOUT_S = (10, 30)
-"""Timeouts in seconds: to connect, and between two packets."""
-SLOWEST, GRACE_S = 10_000, 30.0
-"""Minimum average bytes per second of a server, checked after this many seconds."""
-TRIES = 3
-PAUSE_S = 1.0
 
 _NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
@@ -119,8 +108,10 @@ def _obtain(file: str, archive: Archive, places: list[str], target: Path, progre
             with files.replacing(target) as temporary, _locked(temporary):
                 _copy(address, archive, temporary, progress)
                 _check(temporary, archive)
-        except (ValueError, *_NO_FILE, requests.RequestException) as error:
-            failures.append(f"  {address}: {_reason(error)}")
+        except _NO_FILE:
+            failures.append(f"  {address}: no such file")
+        except ValueError as error:
+            failures.append(f"  {address}: {error}")
         else:
             return
     raise UserError(
@@ -153,25 +144,11 @@ def _check(path: Path, archive: Archive) -> None:
         raise ValueError("its SHA-256 is not the published one")
 
 
-_REASONS = (
-    (_NO_FILE, "no such file"),
-    (requests.exceptions.InvalidSchema, "it redirects from https to http, which is not allowed"),
-    (requests.exceptions.SSLError, "its certificate is not trusted"),
-    (requests.Timeout, "no answer in time"),
-    (requests.exceptions.ChunkedEncodingError, "the connection was lost"),
-    (requests.ConnectionError, "cannot be reached"),
-)
-
-
-def _reason(error: Exception) -> str:
-    if "timed out" in str(error):  # requests reports a timeout within the body as a lost connection
-        return "no answer in time"
-    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), str(error))
-
-
 def _copy(address: str, archive: Archive, target: Path, progress: bool) -> None:
     if _is_url(address):
-        _download(address, archive, target, progress)
+        from imageclf.download import http  # the import of requests takes 40 ms
+
+        http.download(address, archive.size, target, progress)
     elif address.startswith("package:"):
         package, _, inner = address.removeprefix("package:").partition("/")
         spec = importlib.util.find_spec(package)  # without an import, which takes a second
@@ -180,51 +157,3 @@ def _copy(address: str, archive: Archive, target: Path, progress: bool) -> None:
         shutil.copyfile(Path(spec.submodule_search_locations[0], inner), target)
     else:
         shutil.copyfile(address, target)
-
-
-def _download(url: str, archive: Archive, target: Path, progress: bool) -> None:
-    """Download `url` to `target`; try again if the connection fails."""
-    for attempt in range(1, TRIES + 1):
-        try:
-            _stream(url, archive, target, progress)
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
-            if attempt == TRIES:
-                raise
-            time.sleep(PAUSE_S * attempt)
-        else:
-            return
-
-
-def _stream(url: str, archive: Archive, target: Path, progress: bool) -> None:
-    with requests.Session() as session:
-        if url.startswith("https://"):
-            del session.adapters["http://"]  # a redirect to plain http then fails
-        with session.get(url, stream=True, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"}) as response:
-            response.raise_for_status()
-            response.raw.headers.pop(
-                "Content-Encoding", None
-            )  # some servers report the gzip of an archive as an encoding
-            bar = tqdm(
-                desc=f"downloading {url}",
-                total=archive.size,
-                unit="B",
-                unit_scale=True,
-                disable=None if progress else True,
-            )
-            start = time.monotonic()
-            with bar, target.open("wb") as file:
-                for block in _blocks(response):
-                    bar.update(file.write(block))
-                    if file.tell() > archive.size:
-                        raise ValueError(f"more than {archive.size} bytes: this is another file")
-                    if (passed := time.monotonic() - start) > GRACE_S and file.tell() < SLOWEST * passed:
-                        raise ValueError(f"slower than {SLOWEST} bytes per second")
-
-
-def _blocks(response: requests.Response) -> Iterator[bytes]:
-    """Yield the body as it arrives. `iter_content` would wait for full blocks, without limit for a slow server."""
-    try:
-        while block := response.raw.read1(1 << 16):
-            yield block
-    except urllib3.exceptions.HTTPError as error:
-        raise requests.exceptions.ChunkedEncodingError(error) from error
