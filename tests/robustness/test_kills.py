@@ -157,16 +157,25 @@ def history(project: Project) -> list[int]:
     return [int(line.split(",")[0]) for line in lines]
 
 
+def terminate_stage_before_dvc(dvc: int) -> None:
+    """Send SIGTERM to all in such a way that DVC, which is stopped meanwhile, dies two seconds after its stage."""
+    os.kill(dvc, signal.SIGSTOP)
+    os.killpg(dvc, signal.SIGTERM)
+    time.sleep(2)
+    os.kill(dvc, signal.SIGCONT)
+
+
 KILLERS: dict[str, Callable[[int], None]] = {
     "Ctrl-C": lambda pid: os.killpg(pid, signal.SIGINT),
     "SIGTERM to DVC": lambda pid: os.kill(pid, signal.SIGTERM),
     "SIGKILL to DVC": lambda pid: os.kill(pid, signal.SIGKILL),
     "SIGTERM to all": lambda pid: os.killpg(pid, signal.SIGTERM),
+    "SIGTERM to all, DVC last": terminate_stage_before_dvc,
     "SIGKILL to all": lambda pid: os.killpg(pid, signal.SIGKILL),
 }
 
 
-@pytest.mark.parametrize("killer", [name for name in KILLERS if name != "SIGTERM to all"])
+@pytest.mark.parametrize("killer", [name for name in KILLERS if not name.startswith("SIGTERM to all")])
 def test_repro_resumes_after(killer: str, project: Project, expected: str) -> None:
     before = locked(project)
     assert interrupt(project, KILLERS[killer], "dvc", "repro", "train") != 0
@@ -227,7 +236,8 @@ def test_a_killed_experiment_leaves_git_on_its_branch(project: Project) -> None:
     """DVC detaches HEAD while an experiment runs in the workspace: later commits would be on no branch."""
     (project.root / "README.md").write_text("edited by hand\n")
     command = ("dvc", "exp", "run", "-n", "killed", "-S", "lr=0.002")
-    for killer in ("SIGKILL to DVC", "SIGTERM to all"):
+    killers = ("SIGKILL to DVC", "SIGTERM to all", "SIGTERM to all, DVC last")
+    for killer in killers:
         for state in saved(project):
             state.unlink()
         assert interrupt(project, KILLERS[killer], *command) != 0
@@ -235,7 +245,7 @@ def test_a_killed_experiment_leaves_git_on_its_branch(project: Project) -> None:
         assert (project.root / "README.md").read_text() == "edited by hand\n"
     log = (project.root / ".commands.log").read_text()
     sentence = "DVC was killed and had left git on a detached HEAD; git is on branch main again"
-    assert log.count(sentence) == 2
+    assert log.count(sentence) == len(killers)
     assert "DVC has ended; stopping" in log
     assert "Traceback" not in log
     output = project.run(*command)

@@ -21,6 +21,12 @@ from imageclf.core.errors import UserError, first_line
 
 WATCH_S = 0.5
 """Seconds between two checks that DVC is still running."""
+GRACE_S = 5.0
+"""Seconds that a stage stopped by SIGTERM or SIGHUP waits for DVC to end too: signals to a group arrive one by one."""
+
+
+class _Terminated(SystemExit):
+    """Exit after SIGTERM or SIGHUP."""
 
 
 def _device_failure(error: BaseException) -> str | None:
@@ -42,7 +48,7 @@ def _terminate(signum: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signum, signal.SIG_IGN)  # another signal while Python exits would print a traceback
     if signum == signal.SIGHUP:
         _drop_terminal()
-    sys.exit(128 + signum)
+    raise _Terminated(128 + signum)
 
 
 def _drop_terminal() -> None:
@@ -133,6 +139,10 @@ def run(main: Callable[[], None]) -> None:
         sys.stderr.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except _Terminated:
+        if dvc is not None:
+            _wait_for_end(dvc)
+        raise
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _print_error("interrupted")
@@ -152,6 +162,13 @@ def run(main: Callable[[], None]) -> None:
         if dvc is not None and os.getppid() != dvc:
             _reattach()
     os._exit(0)
+
+
+def _wait_for_end(parent: int) -> None:
+    """Wait until `parent` has ended, for at most `GRACE_S` seconds."""
+    deadline = time.monotonic() + GRACE_S
+    while os.getppid() == parent and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _reattach() -> None:
