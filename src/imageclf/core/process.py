@@ -139,10 +139,6 @@ def run(main: Callable[[], None]) -> None:
         sys.stderr.flush()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except _Terminated:
-        if dvc is not None:
-            _wait_for_end(dvc)
-        raise
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _print_error("interrupted")
@@ -159,19 +155,18 @@ def run(main: Callable[[], None]) -> None:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror}")
     finally:
-        if dvc is not None and os.getppid() != dvc:
-            _reattach()
+        if dvc is not None:
+            _reattach(dvc, terminated=isinstance(sys.exception(), _Terminated))
     os._exit(0)
 
 
-def _wait_for_end(parent: int) -> None:
-    """Wait until `parent` has ended, for at most `GRACE_S` seconds."""
-    deadline = time.monotonic() + GRACE_S
-    while os.getppid() == parent and time.monotonic() < deadline:
+def _reattach(dvc: int, *, terminated: bool) -> None:
+    """Put git back on its branch if DVC has ended; if this stage was terminated, wait for it for `GRACE_S` seconds."""
+    deadline = time.monotonic() + GRACE_S * terminated
+    while os.getppid() == dvc:
+        if time.monotonic() >= deadline:
+            return
         time.sleep(0.05)
-
-
-def _reattach() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent watch may still send one
     if branch := reattach():
         _print_error(f"DVC was killed and had left git on a detached HEAD; git is on branch {branch} again")
