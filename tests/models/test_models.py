@@ -14,6 +14,7 @@ from imageclf.core import paths
 from imageclf.core.errors import UserError
 from imageclf.download.datasets import DATASETS
 from imageclf.models import MODELS
+from imageclf.models.linear import Linear
 
 SHAPES = sorted({source.image_shape for source in DATASETS.values()} | {COLOR})
 CLASSES = 10
@@ -116,7 +117,7 @@ def test_mlp_has_the_hidden_widths_with_relu_and_dropout_between() -> None:
     net = build("mlp", COLOR, hidden=[20, 30], dropout=0.25)
     assert [(layer.in_features, layer.out_features) for layer in linears(net)] == [(3072, 20), (20, 30), (30, 10)]
     kinds = [type(layer) for layer in net.children()]
-    assert kinds == [nn.Flatten, *[nn.Linear, nn.ReLU, nn.Dropout] * 2, nn.Linear]
+    assert kinds == [nn.Flatten, *[Linear, nn.ReLU, nn.Dropout] * 2, Linear]
     assert {layer.p for layer in net.modules() if isinstance(layer, nn.Dropout)} == {0.25}
 
 
@@ -136,7 +137,7 @@ def test_the_order_of_pixels_does_not_matter_to_mlp() -> None:
 
 def test_cnn_pools_each_convolution_after_its_relu() -> None:
     kinds = [type(layer) for layer in build("cnn", COLOR, channels=[4, 6], hidden=[]).children()]
-    assert kinds == [*[nn.Conv2d, nn.ReLU, nn.MaxPool2d] * 2, nn.Flatten, nn.Linear]
+    assert kinds == [*[nn.Conv2d, nn.ReLU, nn.MaxPool2d] * 2, nn.Flatten, Linear]
 
 
 def test_cnn_without_padding_shrinks_28_pixels_to_96_features() -> None:

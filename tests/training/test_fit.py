@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imageclf import models
 from imageclf.contracts.dataset import Split
+from imageclf.core import cores
 from imageclf.core.errors import UserError
 from imageclf.training import runtime
 from imageclf.training.batches import Batches
@@ -431,7 +432,7 @@ def test_without_validation_the_later_epoch_is_better() -> None:
 
 
 needs_bfloat16 = pytest.mark.skipif(
-    not {"avx512_bf16", "amx_bf16"} & runtime.cpu_flags(), reason="this processor has no bfloat16 instructions"
+    not {"avx512_bf16", "amx_bf16"} & cores.processor_flags(), reason="this processor has no bfloat16 instructions"
 )
 
 

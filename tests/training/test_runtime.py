@@ -1,31 +1,18 @@
 """The machine is read rightly, what it lacks is said in a sentence, and derived seeds are unrelated."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
 import torch
 
-from imageclf.core.cores import allowed_cores
+from imageclf.core import cores
 from imageclf.core.errors import UserError
 from imageclf.training import runtime
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
-
-
-@pytest.fixture
-def cpu_max(tmp_path: Path) -> Path:
-    return tmp_path / "cpu.max"
 
 
 def test_auto_is_the_best_device_there_is() -> None:
@@ -98,46 +85,9 @@ def test_a_device_that_computes_has_no_problem() -> None:
     assert runtime.device_problem(CPU) is None
 
 
-@pytest.mark.usefixtures("eight_cores")
-@pytest.mark.parametrize(
-    ("quota", "cores"),
-    [
-        ("200000 100000\n", 2),
-        ("150000 100000\n", 1),
-        ("50000 100000\n", 1),
-        ("400000 50000\n", 8),
-        ("6400000 100000\n", 8),
-        ("max 100000\n", 8),
-        ("", 8),
-    ],
-)
-def test_cores_are_what_affinity_and_quota_allow(quota: str, cores: int, cpu_max: Path) -> None:
-    cpu_max.write_text(quota)
-    assert allowed_cores(cpu_max) == cores
-
-
-@pytest.mark.usefixtures("eight_cores")
-def test_without_a_quota_file_cores_are_what_affinity_allows(cpu_max: Path) -> None:
-    assert allowed_cores(cpu_max) == 8
-
-
-@pytest.mark.usefixtures("eight_cores")
-@pytest.mark.parametrize(("limit", "cores"), [("3", 3), ("20", 8), ("0", 1), ("", 8), ("4,2", 8)])
-def test_omp_num_threads_is_a_limit(limit: str, cores: int, monkeypatch: pytest.MonkeyPatch, cpu_max: Path) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", limit)
-    assert allowed_cores(cpu_max) == cores
-
-
-def test_where_there_is_no_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch, cpu_max: Path) -> None:
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    assert allowed_cores(cpu_max) == 5
-
-
 @pytest.mark.parametrize(("asked", "given"), [(1, 1), (2, 2), ("auto", 3)])
 def test_torch_gets_the_threads(asked: int | str, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "allowed_cores", lambda: 3)
+    monkeypatch.setattr(cores, "allowed_cores", lambda: 3)
     before = torch.get_num_threads()
     try:
         assert runtime.set_threads(asked) == given
@@ -153,7 +103,7 @@ def test_float32_is_no_autocast() -> None:
 
 @pytest.mark.parametrize("flags", [{"avx512_bf16"}, {"amx_bf16", "sse"}])
 def test_bfloat16_is_autocast(flags: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(cores, "processor_flags", lambda: flags)
     with runtime.autocast("bfloat16", CPU):
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -161,7 +111,7 @@ def test_bfloat16_is_autocast(flags: set[str], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("flags", [set(), {"avx512f", "amx_tile"}])
 def test_bfloat16_is_refused_where_it_would_crawl(flags: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(cores, "processor_flags", lambda: flags)
     with pytest.raises(UserError, match=r"precision: .*use float32"):
         runtime.autocast("bfloat16", CPU)
 
@@ -205,22 +155,6 @@ def test_filters_lie_channels_last_and_the_maps_follow() -> None:
     assert runtime.place(net, CPU) is net
     assert net.weight.is_contiguous(memory_format=torch.channels_last)
     assert net(torch.ones(2, 3, 8, 8)).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_cpu_flags_are_those_of_the_first_processor(tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(
-        "processor\t: 0\nflags\t\t: fpu avx512_bf16 amx_bf16\nbugs\t\t:\n\nprocessor\t: 1\nflags\t\t: x\n"
-    )
-    assert runtime.cpu_flags(cpuinfo) == {"fpu", "avx512_bf16", "amx_bf16"}
-
-
-@pytest.mark.parametrize("text", [None, "", "processor\t: 0\nFeatures\t: fp asimd\n"], ids=["absent", "empty", "arm"])
-def test_where_linux_lists_no_flags_there_are_none(text: str | None, tmp_path: Path) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    if text is not None:
-        cpuinfo.write_text(text)
-    assert runtime.cpu_flags(cpuinfo) == set()
 
 
 def test_a_derived_seed_is_a_function_of_its_path() -> None:

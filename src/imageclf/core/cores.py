@@ -1,7 +1,11 @@
-"""Number of processor cores that this process may use, found without importing torch."""
+"""The processor: cores, instruction sets and spinning threads, found without importing torch."""
 
 import os
 from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+SPIN_COUNT = "10000"
+"""Rounds for which a thread of libgomp spins while it waits for the others, before it sleeps."""
 
 
 def allowed_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -18,3 +22,32 @@ def allowed_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         pass  # there is no cgroup, or no quota ("max")
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return max(min(cores, int(limit) if limit.isdecimal() else cores), 1)
+
+
+def limit_spinning() -> None:
+    """Let waiting threads sleep earlier than by default; call this before torch is imported, which reads the setting.
+
+    By default a thread of libgomp spins for about 300,000 rounds. If another program needs its core, the thread that
+    it waits for cannot run meanwhile. The user's own setting of either variable is kept.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+def processor_flags(cpuinfo: Path = CPUINFO) -> set[str]:
+    """Return the instruction sets that Linux lists; empty on other systems."""
+    return set(_first_line("flags", cpuinfo).split())
+
+
+def processor_vendor(cpuinfo: Path = CPUINFO) -> str:
+    """Return the maker of the processor as Linux names it, such as "AuthenticAMD"; empty on other systems."""
+    return _first_line("vendor_id", cpuinfo).strip()
+
+
+def _first_line(key: str, cpuinfo: Path) -> str:
+    """Return what follows the colon in the first line of this key, which describes the first processor."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1] for line in lines if line.startswith(key)), "")

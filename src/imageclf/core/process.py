@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from imageclf.core.cores import limit_spinning
 from imageclf.core.detached import reattach
 from imageclf.core.errors import UserError, first_line
 
@@ -124,8 +125,10 @@ def _print_error(sentence: str) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; exit 1 on a `UserError` or a failing disk, 130, 143 or 129 on Ctrl-C, SIGTERM or SIGHUP.
 
-    A stage that DVC runs stops when DVC ends. After success, the process exits at once: unloading torch takes a second.
+    `main` imports torch, not the module that calls this. A stage that DVC runs stops when DVC ends. After success, the
+    process exits at once: unloading torch takes a second.
     """
+    limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a class name may have characters that stdout cannot encode
     dvc = os.getppid() if "DVC_ROOT" in os.environ else None

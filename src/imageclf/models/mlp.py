@@ -5,12 +5,14 @@ import math
 
 from torch import nn
 
+from imageclf.models.linear import Linear
+
 
 def dense(widths: list[int], dropout: float) -> list[nn.Module]:
     """Return linear layers from each width to the next, with ReLU and dropout after each but the last."""
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
+        layers += [Linear(inputs, outputs), nn.ReLU(), nn.Dropout(dropout)]
     return layers[:-2]
 
 

@@ -4,14 +4,13 @@ import os
 import re
 import shutil
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from imageclf.core.cores import allowed_cores
+from imageclf.core import cores
 from imageclf.core.errors import UserError, first_line
 
 
@@ -91,7 +90,7 @@ def set_threads(threads: int | str) -> int:
 
     In a container torch sees the host's cores; more threads than the quota run slower than one.
     """
-    count = allowed_cores() if threads == "auto" else int(threads)
+    count = cores.allowed_cores() if threads == "auto" else int(threads)
     torch.set_num_threads(count)
     return count
 
@@ -100,20 +99,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """The context of a forward pass; raises `UserError` where bfloat16 has no instructions (40 times slower)."""
     if precision == "float32":
         return nullcontext()
-    if device.type == "cpu" and not {"avx512_bf16", "amx_bf16"} & cpu_flags():
+    if device.type == "cpu" and not {"avx512_bf16", "amx_bf16"} & cores.processor_flags():
         raise UserError("precision: this processor has no bfloat16 instructions; use float32")
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("precision: this GPU has no bfloat16 instructions; use float32")
     return torch.autocast(device.type, torch.bfloat16)
-
-
-def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """The instruction sets that Linux lists; empty elsewhere."""
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set())
 
 
 def derive(seed: int, *path: int) -> int:
