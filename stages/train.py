@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from imageclf import params, yaml12
 from imageclf.contracts import dataset, history, model
-from imageclf.contracts.dataset import Prepared
+from imageclf.contracts.dataset import Prepared, Split
 from imageclf.contracts.model import ModelSpec
 from imageclf.core import cores, files, paths, process
 from imageclf.params import RuntimeParams, TrainParams
@@ -21,6 +21,8 @@ from imageclf.tracking.client import Recorder
 from imageclf.training import resume
 
 if TYPE_CHECKING:
+    import torch
+
     from imageclf.tracking.progress import Progress
     from imageclf.training.batches import Batches, Normalize
     from imageclf.training.fit import Epoch, Position
@@ -81,27 +83,43 @@ def train(
     events.net_built(recorder, layers, {"device": str(device), "threads": str(threads), "torch": torch.__version__})
 
     net = runtime.place(net, device)
-    if options.compile:
-        runtime.compile_net(net)
     optimizer_options = optim.OptimizerOptions(
         lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, weight_decay=options.weight_decay
     )
     optimizer = optim.OPTIMIZERS[options.optimizer](net, optimizer_options)
     state = resume.TrainingState(net, optimizer, slot, save_every_s=60 * machine.checkpoint_minutes)
     normalize = Normalize(data.normalization, data.whitening)
-    scored = {split: Batches(data[split], normalize, BATCH_SIZE, device) for split in ("train", "val") if split in data}
-    for epoch in fitted_epochs(state, options, machine, training_batches(options, data, normalize), scored.get("val")):
+    batches = training_batches(options, data, normalize, device)
+    scored = {"train": batches.resized(BATCH_SIZE)}
+    if "val" in data:
+        scored["val"] = Batches(data["val"], normalize, BATCH_SIZE, device, resident=fits(data["val"], device))
+    for epoch in fitted_epochs(state, options, machine, batches, scored.get("val")):
         events.epoch_ended(recorder, epoch)
     return write(state, options, data, spec, scored)
 
 
-def training_batches(options: TrainParams, data: Prepared, normalize: "Normalize") -> "Batches":
-    """Return the augmented batches of the train split, on the device of `normalize`."""
+def training_batches(options: TrainParams, data: Prepared, normalize: "Normalize", device: "torch.device") -> "Batches":
+    """Return the augmented batches of the train split, which stays on the disk if it is large."""
     from imageclf.training.augment import Augmentation
     from imageclf.training.batches import Batches
 
     augmentation = Augmentation(shift=options.shift, flip=options.flip, cutout=options.cutout, fill=data.mean_level)
-    return Batches(data["train"], normalize, options.batch_size, normalize.scale.device, augmentation=augmentation)
+    split = data["train"]
+    resident = fits(split, device)
+    if not resident:
+        print(
+            f"the images ({split.images.nbytes / 2**30:.1f} GiB) are read from the disk: they exceed half of the free "
+            f"memory of the device",
+            flush=True,
+        )
+    return Batches(split, normalize, options.batch_size, device, augmentation=augmentation, resident=resident)
+
+
+def fits(split: Split, device: "torch.device") -> bool:
+    """Return True if the images of a split take at most half of the device's free memory."""
+    from imageclf.training import runtime
+
+    return split.images.nbytes <= runtime.free_memory(device) / 2
 
 
 def fitted_epochs(
@@ -135,6 +153,7 @@ def fitted_epochs(
             seed=options.seed,
             label_smoothing=options.label_smoothing,
             autocast=runtime.autocast(options.precision, train.device),
+            compiled=options.compile,
             start=state.position,
             on_step=partial(after_step, progress, state, signals),
         ):

@@ -167,8 +167,9 @@ def test_label_smoothing_is_in_the_train_loss_and_in_no_score(made_split: Split)
     (plain,) = train(new_net(0.0), made_split, epochs=1, batch_size=TRAIN, **FROZEN)
     (smoothed,) = train(new_net(0.0), made_split, epochs=1, batch_size=TRAIN, label_smoothing=0.2, **FROZEN)
     net = new_net(0.0)
-    ((images, targets),) = batches(made_split, slice(TRAIN), TRAIN).in_order()
-    expected = nn.functional.cross_entropy(net(images), targets, label_smoothing=0.2)
+    train_split = batches(made_split, slice(TRAIN), TRAIN)
+    ((images, targets),) = train_split.in_order()
+    expected = nn.functional.cross_entropy(net(train_split.normalize(images)), targets, label_smoothing=0.2)
     assert smoothed.train_loss == pytest.approx(expected.item(), abs=1e-5)
     assert (smoothed.train_accuracy, smoothed.val_accuracy) == (plain.train_accuracy, plain.val_accuracy)
     assert smoothed.val_loss == pytest.approx(plain.val_loss, abs=1e-6)
@@ -278,7 +279,9 @@ def test_a_step_is_one_of_gradient_descent_on_the_mean_loss(made_split: Split) -
             seed=0,
         )
     )
-    ((images, targets),) = batches(made_split, slice(TRAIN), batch_size=TRAIN).in_order()
+    train_split = batches(made_split, slice(TRAIN), batch_size=TRAIN)
+    ((pixels, targets),) = train_split.in_order()
+    images = train_split.normalize(pixels)
     for _ in range(2):
         gradients = torch.autograd.grad(LOSS(expected(images), targets), list(expected.parameters()))
         for parameter, gradient in zip(expected.parameters(), gradients, strict=True):

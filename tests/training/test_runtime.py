@@ -1,14 +1,17 @@
 """The machine is read rightly, what it lacks is said in a sentence, and derived seeds are unrelated."""
 
-import shutil
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import product
 from typing import NoReturn
 
 import pytest
 import torch
+from imports import ROOT
 
-from imageclf.core import cores
+from imageclf.core import cores, memory
 from imageclf.core.errors import UserError
 from imageclf.training import runtime
 
@@ -134,20 +137,29 @@ def test_a_gpu_may_compute_in_tf32_and_nothing_else_changes(device: str, precisi
     assert torch.backends.cudnn.allow_tf32 == convolutions
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no g++")
-def test_a_compiled_net_is_the_same_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CXX", raising=False)
-    net, images = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()), torch.ones(2, 4)
-    expected, names = net(images), list(net.state_dict())
-    runtime.compile_net(net)
-    torch.testing.assert_close(net(images), expected)
-    assert list(net.state_dict()) == names
+def test_denormal_numbers_are_zero_in_every_thread() -> None:
+    """The flag belongs to a thread, so it must be set before torch starts its threads."""
+    program = """
+import torch
+from imageclf.training import runtime
+
+runtime.set_threads(4)
+values = torch.full((4_000_000,), 1e-38) * torch.tensor(1e-3)
+print(torch.get_num_threads(), values.count_nonzero().item())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "4 0\n"
 
 
-def test_without_a_compiler_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match="compile: needs a C\\+\\+ compiler, and there is no no-such-compiler here"):
-        runtime.compile_net(torch.nn.Linear(1, 1))
+def test_free_memory_of_the_cpu_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 123)
+    assert runtime.free_memory(CPU) == 123
 
 
 def test_filters_lie_channels_last_and_the_maps_follow() -> None:

@@ -75,7 +75,8 @@ def test_a_perfect_and_a_wrong_net_have_different_scores() -> None:
 
 def test_predict_runs_without_dropout_and_in_stored_order(net: nn.Module, made_split: Split) -> None:
     found = torch.cat([logits for logits, _ in predict(net, batches_of(made_split, 64))])
-    images = torch.cat([images for images, _ in batches_of(made_split, 64).in_order()])
+    batches = batches_of(made_split, 64)
+    images = batches.normalize(torch.cat([images for images, _ in batches.in_order()]))
     assert net.training
     torch.testing.assert_close(found, net.eval()(images))
 

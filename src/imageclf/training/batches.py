@@ -1,9 +1,11 @@
-"""Batches of a split: rows of one uint8 array, normalized on the device.
+"""Batches of a split: rows of one uint8 array, on the device.
 
 There is no DataLoader, no worker process and no Python code per image: a batch is one gather. A split that fits into
-memory stays on the device. A larger one stays memory-mapped, and each batch is read from the file.
+memory stays on the device. A larger one stays memory-mapped, and each batch is read from the file. Whoever uses a batch
+normalizes it with `Batches.normalize`, so that a compiled training step includes the normalization.
 """
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,9 +15,6 @@ from torch import Tensor, nn
 
 from imageclf.contracts.dataset import Split
 from imageclf.training.augment import Augmentation
-
-RESIDENT_BYTES = 512 * 2**20
-"""Largest size of a split's images, in bytes, that is kept in the device's memory."""
 
 Normalization = tuple[list[float], list[float]]
 """Mean and standard deviation per channel, with pixels scaled to 0..1."""
@@ -55,9 +54,11 @@ class Normalize(nn.Module):
 
 
 class Batches:
-    """A split as batches of normalized images and targets: one-hot float32 (n, K) or class indices int64 (n,).
+    """A split as batches of pixels, uint8 (n, C, H, W), and targets: one-hot float32 (n, K) or indices int64 (n,).
 
-    `augmentation` is applied to the pixels of `shuffled` batches, before normalization.
+    `augmentation` is applied to the pixels of `shuffled` batches. With `resident`, the images are copied to the
+    device's memory once; otherwise each batch is read from `split.images`, which may be memory-mapped. Both give the
+    same bits.
     """
 
     def __init__(
@@ -68,16 +69,22 @@ class Batches:
         device: torch.device,
         *,
         augmentation: Augmentation | None = None,
-        resident_bytes: int = RESIDENT_BYTES,
+        resident: bool = True,
     ) -> None:
         self.batch_size = batch_size
         self.device = device
-        self._normalize = normalize.to(device)
+        self.normalize = normalize.to(device)
         self._augmentation = augmentation or None
         self._images = torch.from_numpy(split.images)
         self._targets = torch.from_numpy(split.targets).to(device)
-        if split.images.nbytes <= resident_bytes:
+        if resident:
             self._images = self._images.to(device, copy=True)
+
+    def resized(self, batch_size: int) -> "Batches":
+        """Return the same images in batches of another size; both share the memory."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
 
     def __len__(self) -> int:
         """Return the number of batches per epoch, including a last batch that may be smaller."""
@@ -107,15 +114,16 @@ class Batches:
             images = self._images.index_select(0, in_memory[rows]).to(self.device, non_blocking=True)
             if self._augmentation is not None and draws is not None:
                 images = self._augmentation.apply(images, draws[rows])
-            yield self._batch(images, self._targets.index_select(0, on_device[rows]))
+            yield images, _as_float(self._targets.index_select(0, on_device[rows]))
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, in stored order and without augmentation."""
         for images, targets in zip(
             self._images.split(self.batch_size), self._targets.split(self.batch_size), strict=True
         ):
-            yield self._batch(images.to(self.device), targets)
+            yield images.to(self.device), _as_float(targets)
 
-    def _batch(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            return self._normalize(images), targets if targets.ndim == 1 else targets.float()
+
+def _as_float(targets: Tensor) -> Tensor:
+    """Return one-hot targets as float32, and class indices unchanged."""
+    return targets if targets.ndim == 1 else targets.float()

@@ -15,7 +15,7 @@ from imageclf.core.errors import UserError
 from imageclf.training.batches import Batches
 from imageclf.training.losses import Loss, smooth
 from imageclf.training.optim import Optimizer, Schedule
-from imageclf.training.runtime import derive, set_random_state
+from imageclf.training.runtime import compile_step, derive, set_random_state
 from imageclf.training.scoring import class_indices, score
 
 FLOAT32 = nullcontext()
@@ -79,17 +79,19 @@ def fit(
     seed: int,
     label_smoothing: float = 0.0,
     autocast: AbstractContextManager[object] = FLOAT32,
+    compiled: bool = False,
     start: Position = Position(),
     on_step: OnStep | None = None,
 ) -> Iterator[Epoch]:
     """Train `net` in place and yield the results of each epoch, with the net as this epoch left it.
 
-    Training resumes from `start` to the same bits if `net` and `optimizer` have their state from there. Raises
-    `UserError` if a loss is not finite. Losses are checked at the end of an epoch, because reading one from the
-    device waits for it.
+    With `compiled`, torch.compile makes one program of all that computes the gradients of a batch; a smaller last batch
+    runs without it. Training resumes from `start` to the same bits if `net` and `optimizer` have their state from
+    there. Raises `UserError` if a loss is not finite. Losses are checked at the end of an epoch, because reading one
+    from the device waits for it.
     """
     base_lr = optimizer.param_groups[0]["lr"]
-    gradients = GradientAccumulator(net, loss, label_smoothing, autocast)
+    gradients = GradientAccumulator(net, train, loss, label_smoothing, autocast, compiled=compiled)
 
     def lr_at(epoch: int, step: int) -> float:
         return base_lr * schedule(((epoch - 1) * len(train) + step - 1) / (epochs * len(train)))
@@ -144,17 +146,26 @@ class GradientAccumulator:
     """Computes the gradients of a batch: at once, or in micro-batches if the device's memory is too small."""
 
     def __init__(
-        self, net: nn.Module, loss: Loss, label_smoothing: float, autocast: AbstractContextManager[object]
+        self,
+        net: nn.Module,
+        train: Batches,
+        loss: Loss,
+        label_smoothing: float,
+        autocast: AbstractContextManager[object],
+        *,
+        compiled: bool,
     ) -> None:
-        self._net, self._loss, self._label_smoothing, self._autocast = net, loss, label_smoothing, autocast
+        self._net, self._normalize, self._batch_size = net, train.normalize, train.batch_size
+        self._loss, self._label_smoothing, self._autocast = loss, label_smoothing, autocast
+        self._add_whole_batch = compile_step(self._add_gradients) if compiled else self._add_gradients
         self._micro_batches = 1
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Store the gradients of the mean loss in the net; return this loss and the number of correct images.
 
-        If memory runs out, this batch and all later ones are split into twice as many micro-batches: the same
-        gradients up to rounding. Batch norm would compute other statistics, so for a net that has it a `UserError`
-        names a batch size that fits.
+        `images` are pixels. If memory runs out, this batch and all later ones are split into twice as many
+        micro-batches: the same gradients up to rounding. Batch norm would compute other statistics, so for a net that
+        has it a `UserError` names a batch size that fits.
         """
         while True:
             try:
@@ -173,25 +184,33 @@ class GradientAccumulator:
 
     def _accumulate(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         self._net.zero_grad()
+        if self._micro_batches == 1 and len(targets) == self._batch_size:
+            return self._add_whole_batch(images, targets)
         total, correct = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
         pairs = zip(images.chunk(self._micro_batches), targets.chunk(self._micro_batches), strict=True)
         for micro_images, micro_targets in pairs:
-            with self._autocast:
-                logits = self._net(micro_images)
-                loss = self._loss(logits, smooth(micro_targets, logits, self._label_smoothing))
-            weight = torch.full_like(loss, len(micro_targets) / len(targets))
-            loss.backward(weight)
-            total += loss.detach() * weight
-            correct += (logits.detach().argmax(dim=1) == class_indices(micro_targets)).sum()
+            loss, hits = self._add_gradients(micro_images, micro_targets, len(micro_targets) / len(targets))
+            total += loss
+            correct += hits
         return total, correct
+
+    def _add_gradients(self, images: Tensor, targets: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Add the gradients of `weight` times the mean loss to the net; return that product and the correct count."""
+        normalized = self._normalize(images)
+        with self._autocast:
+            logits = self._net(normalized)
+            loss = self._loss(logits, smooth(targets, logits, self._label_smoothing)) * weight
+        loss.backward()
+        return loss.detach(), (logits.detach().argmax(dim=1) == class_indices(targets)).sum()
 
     def _largest_that_fits(self, images: Tensor) -> int:
         """Return the largest half, quarter, ... of the batch that fits into memory; 0 if none does."""
         size = len(images) // 2
         while size:
             try:
+                normalized = self._normalize(images[:size])
                 with self._autocast:
-                    outputs = self._net(images[:size])
+                    outputs = self._net(normalized)
                 outputs.float().sum().backward()
             except torch.OutOfMemoryError:
                 size //= 2

@@ -3,15 +3,19 @@
 import os
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from imageclf.core import cores
+from imageclf.core import cores, memory
 from imageclf.core.errors import UserError, first_line
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def choose_device(name: str) -> torch.device:
@@ -74,25 +78,61 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
     return net.to(device).to(memory_format=torch.channels_last)
 
 
-def compile_net(net: nn.Module) -> None:
-    """Let torch.compile make the net's forward and backward pass, in place: its weights keep their names.
+def compile_step(step: Callable[P, T]) -> Callable[P, T]:
+    """Return a function of tensors, which calls `backward`, as one program of torch.compile.
 
-    Raises `UserError` where there is no C++ compiler, which torch needs for the CPU and for a GPU.
+    The program is made in the first call, for the shapes of its arguments. If torch cannot make one, a line says so,
+    and the function runs as it is. Raises `UserError` if there is no C++ compiler, which torch needs for the CPU and
+    for a GPU.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(f"compile: needs a C++ compiler, and there is no {compiler} here; install it or set CXX")
-    net.compile()
+    from torch import _dynamo as dynamo
+    from torch._dynamo.exc import TorchDynamoException
+
+    if not hasattr(dynamo.config, "trace_autograd_ops"):
+        return _uncompiled(step, f"torch {torch.__version__} cannot compile a backward pass")
+    torch.compiler.reset()
+    dynamo.config.trace_autograd_ops = True
+    program = torch.compile(step, fullgraph=True, dynamic=False)
+
+    def compiled_or_not(*args: P.args, **kwargs: P.kwargs) -> T:
+        nonlocal program
+        try:
+            return program(*args, **kwargs)
+        except TorchDynamoException as error:
+            program = _uncompiled(step, first_line(error))
+            return program(*args, **kwargs)
+
+    return compiled_or_not
+
+
+def _uncompiled(step: Callable[P, T], reason: str) -> Callable[P, T]:
+    print(f"compile: the training runs without torch.compile ({reason})", flush=True)
+    return step
 
 
 def set_threads(threads: int | str) -> int:
     """Let torch use `threads` CPU threads, or with `auto` the cores that this process may use; returns how many.
 
-    In a container torch sees the host's cores; more threads than the quota run slower than one.
+    In a container torch sees the host's cores; more threads than the quota run slower than one. Denormal numbers,
+    to which the optimizers' moments of unused weights decay, are flushed to zero: an Intel core takes many times as
+    long to compute with them. The flag holds for threads that start after it, so call this before any computation.
     """
+    torch.set_flush_denormal(True)
     count = cores.allowed_cores() if threads == "auto" else int(threads)
     torch.set_num_threads(count)
     return count
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free for new tensors on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return memory.free_bytes()
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

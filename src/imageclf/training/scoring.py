@@ -39,7 +39,7 @@ def predict(net: nn.Module, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]
     try:
         for images, targets in batches.in_order():
             with torch.inference_mode():  # not around the yield: it would include the caller's code
-                logits = net(images).float()
+                logits = net(batches.normalize(images)).float()
             yield logits, targets
     finally:
         net.train(was_training)

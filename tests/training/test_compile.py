@@ -1,0 +1,148 @@
+"""Tests of the compiled step: the same training as without compilation, which resumes to the same bits."""
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from helpers import batches_of
+from torch import Tensor, nn
+
+from imageclf import models
+from imageclf.contracts.dataset import Split
+from imageclf.core.errors import UserError
+from imageclf.training import runtime
+from imageclf.training.fit import Epoch, Position, fit
+from imageclf.training.losses import LOSSES, Loss
+from imageclf.training.optim import OPTIMIZERS, SCHEDULES, Optimizer, OptimizerOptions
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no g++")
+pytestmark = [pytest.mark.usefixtures("one_thread"), needs_compiler]
+
+NETS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [16], "dropout": 0.5},
+    "cnn": {"channels": [4], "kernel_size": 3, "conv_padding": "same", "hidden": [], "dropout": 0.0},
+    "vgg11": {"width": 0.0625, "dropout": 0.0},
+}
+TRAIN, BATCH_SIZE, STEPS = 107, 32, 4
+
+
+@pytest.fixture(autouse=True)
+def default_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+
+
+def new_training(model: str, optimizer: str = "adam", **changes: Any) -> tuple[nn.Module, Optimizer]:
+    torch.manual_seed(0)
+    net = runtime.place(models.build(model, (1, 8, 8), 4, **{**NETS[model], **changes}), torch.device("cpu"))
+    return net, OPTIMIZERS[optimizer](net, OptimizerOptions(lr=0.01))
+
+
+def train(
+    net: nn.Module, optimizer: Optimizer, split: Split, loss: Loss = LOSSES["cross_entropy"], **options: Any
+) -> list[Epoch]:
+    rows = Split(split.images[:TRAIN], split.targets[:TRAIN])
+    batches = batches_of(rows, BATCH_SIZE)
+    return list(fit(net, optimizer, SCHEDULES["cosine"], loss, train=batches, val=None, epochs=2, seed=0, **options))
+
+
+def assert_close_training(model: str, split: Split, **options: Any) -> None:
+    eager, compiled = (new_training(model, "sgd", dropout=0.0) for _ in range(2))  # Adam would amplify rounding
+    expected = train(*eager, split, **options)
+    found = train(*compiled, split, compiled=True, **options)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
+    for name, tensor in compiled[0].state_dict().items():
+        torch.testing.assert_close(tensor, eager[0].state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", NETS)
+def test_a_compiled_training_is_that_of_the_loop(
+    model: str, made_split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_close_training(model, made_split)
+    assert capsys.readouterr().out == ""  # no line says that the step was not compiled
+
+
+@pytest.mark.parametrize("one_hot", [True, False], ids=["one-hot", "indices"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_compiles(loss: str, one_hot: bool, made_split: Split, capsys: pytest.CaptureFixture[str]) -> None:
+    split = made_split if one_hot else Split(made_split.images, made_split.labels)
+    assert_close_training("mlp", split, loss=LOSSES[loss], label_smoothing=0.1)
+    assert capsys.readouterr().out == ""
+
+
+def test_only_whole_batches_run_compiled(made_split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def fake_compile(step: Any, **_: object) -> Any:
+        def program(images: Tensor, targets: Tensor) -> Any:
+            sizes.append(len(images))
+            return step(images, targets)
+
+        return program
+
+    monkeypatch.setattr(torch, "compile", fake_compile)
+    train(*new_training("mlp"), made_split, compiled=True)
+    assert sizes == [BATCH_SIZE] * 2 * (STEPS - 1)
+
+
+def test_a_compiled_training_resumes_to_the_same_bits(made_split: Split) -> None:
+    """The net has dropout: its random numbers must be the same in a new process."""
+    states: dict[tuple[int, int], Any] = {}
+
+    def keep(at: Position) -> None:
+        random = runtime.random_state(torch.device("cpu"))
+        position = Position(at.epoch, at.step, at.images, at.losses, at.correct, random)
+        if (at.epoch, at.step) == (2, 2):
+            copies = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+            states[2, 2] = (position, copies, optimizer.state_dict())
+            raise KeyboardInterrupt
+
+    net, optimizer = new_training("mlp")
+    with pytest.raises(KeyboardInterrupt):
+        train(net, optimizer, made_split, compiled=True, on_step=keep)
+    position, copies, moments = states[2, 2]
+    torch.manual_seed(99)
+    resumed, its_optimizer = new_training("mlp")
+    resumed.load_state_dict(copies)
+    its_optimizer.load_state_dict(moments)
+    for group in its_optimizer.param_groups:
+        group["lr"] = 0.01
+    train(resumed, its_optimizer, made_split, compiled=True, start=position)
+    whole, its_own = new_training("mlp")
+    train(whole, its_own, made_split, compiled=True)
+    assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
+
+
+def test_a_step_that_torch_cannot_compile_runs_without_and_says_so(
+    made_split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unusual(logits: Tensor, targets: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return LOSSES["cross_entropy"](logits, targets)
+
+    (net, optimizer), (eager, its_optimizer) = new_training("mlp"), new_training("mlp")
+    train(net, optimizer, made_split, loss=unusual, compiled=True)
+    out = capsys.readouterr().out
+    assert out.startswith("compile: the training runs without torch.compile (")
+    assert out.count("\n") == 1
+    train(eager, its_optimizer, made_split, loss=unusual)
+    assert all(map(torch.equal, net.state_dict().values(), eager.state_dict().values()))
+
+
+def test_a_torch_that_cannot_compile_a_backward_pass_says_so(
+    made_split: Split, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Older:
+        """The settings of a torch that has no `trace_autograd_ops`."""
+
+    monkeypatch.setattr(torch._dynamo, "config", Older())
+    train(*new_training("mlp"), made_split, compiled=True)
+    assert "cannot compile a backward pass" in capsys.readouterr().out
+
+
+def test_without_a_compiler_compile_is_refused(made_split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="compile: needs a C\\+\\+ compiler, and there is no no-such-compiler here"):
+        train(*new_training("mlp"), made_split, compiled=True)
