@@ -9,7 +9,6 @@ epoch warms up and is not timed. Each competitor runs in its own process, becaus
 import argparse
 import contextlib
 import itertools
-import os
 import sqlite3
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import lower_bound, nets, projects, tutorial
+from benchmarks import keras_loops, lower_bound, projects, tutorial
 from benchmarks.task import Outcome, Task, outcome
 from imageclf import params, yaml12
 from imageclf.contracts import dataset
@@ -98,42 +97,15 @@ def train_lightning(task: Task) -> Outcome:
     return outcome(task, ends, tutorial.accuracy(module.net, task.data), torch.get_num_threads())
 
 
-def train_keras(task: Task, backend: str) -> Outcome:
-    """Train with Keras' `fit` on arrays in memory."""
-    os.environ["KERAS_BACKEND"] = backend
-    import keras  # pyright: ignore[reportMissingImports]
+def train_imageclf(task: Task, **changes: Any) -> Outcome:
+    """Run the real train stage, with validation, progress and MLflow; MLflow's records say when the epochs ended.
 
-    parameters, data = task.parameters, task.data
-    optimizers: dict[str, Callable[[], Any]] = {
-        "adam": lambda: keras.optimizers.Adam(parameters.lr, epsilon=1e-8),  # torch's default; Keras has 1e-7
-        "sgd": lambda: keras.optimizers.SGD(parameters.lr, momentum=parameters.momentum, nesterov=parameters.nesterov),
-        "rmsprop_keras": lambda: keras.optimizers.RMSprop(parameters.lr),
-    }
-    targets = {split: data[split].targets for split in ("train", "test")}
-    images = {split: tutorial.normalized(data, split).transpose(0, 2, 3, 1).copy() for split in targets}
-    losses = {1: keras.losses.SparseCategoricalCrossentropy, 2: keras.losses.CategoricalCrossentropy}
-    loss = losses[targets["train"].ndim](from_logits=True)
-    net = nets.keras_net(nets.layers(parameters, len(data.manifest.classes)), data.manifest.image_shape)
-    net.compile(optimizers[parameters.optimizer](), loss=loss, metrics=["accuracy"])
-    ends: list[float] = []
-    stopwatch = keras.callbacks.LambdaCallback(on_epoch_end=lambda _epoch, _logs: ends.append(time.perf_counter()))
-    net.fit(
-        images["train"],
-        targets["train"],
-        batch_size=parameters.batch_size,
-        epochs=1 + task.epochs,
-        verbose=0,
-        callbacks=[stopwatch],
-    )
-    return outcome(task, ends, net.evaluate(images["test"], targets["test"], verbose=0)[1], None)
-
-
-def train_imageclf(task: Task) -> Outcome:
-    """Run the real train stage, with validation, progress and MLflow; MLflow's records say when the epochs ended."""
+    `changes` are parameters that differ from the recipe.
+    """
     warm_up = WARM_UP[task.recipe]
     task = replace(task, epochs=task.epochs * max(1, warm_up // 4))  # times of short epochs vary more
     epochs = warm_up + task.epochs
-    files.write_json(paths.PARAMS, {**yaml12.read(paths.PARAMS), "epochs": epochs})
+    files.write_json(paths.PARAMS, {**yaml12.read(paths.PARAMS), **changes, "epochs": epochs})
     projects.run(Path.cwd(), "-m", "stages.train")
     with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
         rows = database.execute(
@@ -159,16 +131,20 @@ def compute_lower_bound(task: Task) -> Outcome:
 COMPETITORS: dict[str, Callable[[Task], Outcome]] = {
     "tutorial-0": partial(train_tutorial, workers=0),
     "tutorial-2": partial(train_tutorial, workers=2),
-    "keras-jax": partial(train_keras, backend="jax"),
-    "keras-tensorflow": partial(train_keras, backend="tensorflow"),
+    "keras-jax": partial(keras_loops.train_fit, backend="jax"),
+    "keras-tensorflow": partial(keras_loops.train_fit, backend="tensorflow"),
+    "jax-scan": keras_loops.train_jax_scan,
     "lightning": train_lightning,
     "imageclf": train_imageclf,
+    "imageclf-compile": partial(train_imageclf, compile=True),
+    "imageclf-bfloat16": partial(train_imageclf, precision="bfloat16"),
     "lower-bound": compute_lower_bound,
 }
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "keras-jax": ("keras", "jax"),
     "keras-tensorflow": ("keras", "tensorflow"),
+    "jax-scan": ("keras", "jax"),
     "lightning": ("lightning",),
 }
 """Packages of the dependency group `peers` that a competitor needs."""

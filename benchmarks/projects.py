@@ -78,7 +78,7 @@ def make(folder: Path, recipe: str, images: int | None, data: Path) -> int:
     content = recipes.merge(yaml12.read(ROOT / paths.PARAMS), parameters(recipe, data))
     files.write_json(folder / paths.PARAMS, content)  # JSON is valid YAML
     params.load(folder / paths.PARAMS)
-    for stage in ("download", "preprocess"):
+    for stage in ("check", "list", "download", "preprocess"):
         run(folder, "-m", f"stages.{stage}", IMAGECLF_MIRROR=str(data.resolve()))
     whole = dataset.read(folder / paths.PROCESSED).manifest.counts["train"]
     if images is not None:

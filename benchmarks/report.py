@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TUTORIAL, OURS, BOUND = "tutorial-0", "imageclf", "lower-bound"
+ALL_OURS = {OURS, "imageclf-compile", "imageclf-bfloat16"}
 OLD_NAMES = {"ours": OURS, "floor": BOUND}
 """Names of two competitors in files that were written before they were renamed."""
 
@@ -22,7 +23,10 @@ STYLES = {
     "lightning": ("Lightning", ORANGE, "^"),
     "keras-tensorflow": ("Keras on TensorFlow", GREEN, "s"),
     "keras-jax": ("Keras on JAX", GREEN, "P"),
+    "jax-scan": ("JAX, an epoch as one scan", GREEN, "*"),
     OURS: ("imageclf", VERMILION, "D"),
+    "imageclf-compile": ("imageclf, compile: true", VERMILION, "s"),
+    "imageclf-bfloat16": ("imageclf, bfloat16", VERMILION, "o"),
     BOUND: ("lower bound (multiply-adds)", BLACK, "X"),
 }
 """Label, color and marker of each competitor, in the order of the figure's rows."""
@@ -70,7 +74,7 @@ def as_markdown(content: dict[str, Any], plot: str | None) -> str:
 
 
 def _table(table: dict[str, Row]) -> str:
-    peers = [each for name, each in table.items() if name not in {OURS, BOUND}]
+    peers = [each for name, each in table.items() if name not in ALL_OURS | {BOUND}]
     best = min(peers, key=lambda each: each.median, default=None)
     header = ["", "s per epoch", "min to max", "speed / tutorial-0", "speed / best peer", "speed / lower-bound"]
     lines = [[*header, "test accuracy", "after epochs"]]
@@ -96,7 +100,8 @@ In vgg-cifar10, all train without augmentation, label smoothing, weight decay an
     return f"""\
 Seconds are the median of {content["rounds"]} rounds. A round times {content["epochs"]} epoch(s) after at least one \
 to warm up; for imageclf up to three times as many if they are short. "2.00x" means twice as fast. The best peer is \
-the fastest competitor except imageclf. All use the same net, loss, optimizer, batch size and train images (nine \
+the fastest competitor except imageclf. imageclf-compile and imageclf-bfloat16 are imageclf with `compile: true` and \
+`precision: bfloat16`. All use the same net, loss, optimizer, batch size and train images (nine \
 tenths of the official ones), and each framework chooses its number of threads. If there are more than \
 {content["shares_above"]:,} images, these train on a part of them in each epoch, and their time is scaled to all: \
 {shares}. Their accuracies are therefore after fewer epochs.
@@ -104,6 +109,7 @@ tenths of the official ones), and each framework chooses its number of threads. 
 - tutorial-0, tutorial-2: torchvision's data set (for CIFAR-10 an equal one on decoded JPEG files), ToTensor, \
 Normalize, a DataLoader with 0 or 2 workers, torch.nn, torch.optim and a plain loop.
 - keras-jax, keras-tensorflow: Keras' `fit` on normalized arrays in memory.
+- jax-scan: the same Keras net and optimizer on JAX, an epoch as one compiled `lax.scan`, without a smaller last batch.
 - lightning: its Trainer with the loader of tutorial-0, without logger, checkpoints and progress bar.
 - imageclf: the train stage as DVC runs it. Only this one also validates after each epoch, keeps the best weights and \
 records to MLflow. Its first epochs, while another process imports MLflow, are not timed; the JSON file has them. Its \
