@@ -1,10 +1,14 @@
 """Tests of the optimizers against torch's simplest implementations, and of the schedules against their curves."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from imports import ROOT
 from torch import Tensor, nn
 
 from imageclf.training.optim import OPTIMIZERS, SCHEDULES, Optimizer, OptimizerOptions, with_warmup
@@ -179,3 +183,26 @@ def test_after_the_warmup_a_schedule_is_unchanged(warmup: float) -> None:
 
 def test_without_warmup_the_first_step_has_the_full_lr() -> None:
     assert with_warmup(SCHEDULES["cosine"], 0.0)(0.0) == 1
+
+
+def test_no_optimizer_imports_dynamo() -> None:
+    """The import takes 1.5 s, and torch's own optimizers do it in their first step."""
+    program = """
+import sys
+import torch
+from imageclf.training.optim import OPTIMIZERS, OptimizerOptions
+
+for create in OPTIMIZERS.values():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    optimizer = create(net, OptimizerOptions(lr=0.1, momentum=0.9))
+    optimizer.zero_grad()
+    net(torch.ones(1, 3)).sum().backward()
+    before = net[0].weight.clone()
+    optimizer.step()
+    assert not torch.equal(net[0].weight, before)
+    optimizer.load_state_dict(optimizer.state_dict())
+print([name for name in sys.modules if name in ("torch._dynamo", "sympy")])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,9 +1,10 @@
 """Optimizers and learning-rate schedules by name."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -41,8 +42,31 @@ class OptimizerOptions:
     weight_decay: float = 0.0
 
 
+T = TypeVar("T", bound=torch.optim.Optimizer)
+
+
+def _without_dynamo(optimizer: type[T]) -> type[T]:
+    """Return one of torch's optimizers with methods that do not import torch._dynamo, which takes 1.5 s.
+
+    torch wraps these methods only so that torch.compile does not look inside. Here it never does: what it compiles
+    ends with the gradients.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    made: Any = type(optimizer.__name__, (optimizer,), {**methods, "step": torch.no_grad()(methods["step"])})
+    return made
+
+
+_SGD, _Adam, _AdamW = (
+    _without_dynamo(torch.optim.SGD),
+    _without_dynamo(torch.optim.Adam),
+    _without_dynamo(torch.optim.AdamW),
+)
+_TorchMuon = _without_dynamo(torch.optim.Muon)
+
+
 def _sgd(net: nn.Module, options: OptimizerOptions) -> Optimizer:
-    return torch.optim.SGD(
+    return _SGD(
         net.parameters(),
         options.lr,
         momentum=options.momentum,
@@ -53,14 +77,14 @@ def _sgd(net: nn.Module, options: OptimizerOptions) -> Optimizer:
 
 
 def _adam(net: nn.Module, options: OptimizerOptions) -> Optimizer:
-    return torch.optim.Adam(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
+    return _Adam(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
 
 
 def _adamw(net: nn.Module, options: OptimizerOptions) -> Optimizer:
-    return torch.optim.AdamW(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
+    return _AdamW(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
 
 
-class _RMSprop(torch.optim.Adam):
+class _RMSprop(_Adam):
     """RMSprop computed by Adam's fused kernel: torch's RMSprop has no fused kernel on a CPU and takes twice as long.
 
     Adam without its first moment is RMSprop, except that Adam divides the second moment by 1 - alpha^steps. `step`
@@ -108,11 +132,11 @@ class _Muon:
         chosen = {id(weight) for weight in matrices}
         others = [weight for weight in net.parameters() if id(weight) not in chosen]
         self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, options.lr, weight_decay=options.weight_decay, fused=True)
+            _AdamW(others, options.lr, weight_decay=options.weight_decay, fused=True)
         ]
         if matrices:
             self._parts.append(
-                torch.optim.Muon(
+                _TorchMuon(
                     matrices,
                     options.lr,
                     momentum=options.momentum,
