@@ -15,6 +15,7 @@ from imageclf.contracts import dataset, history, model
 from imageclf.contracts.dataset import Prepared, Split
 from imageclf.contracts.model import ModelSpec
 from imageclf.core import cores, files, paths, process
+from imageclf.core.errors import UserError
 from imageclf.params import RuntimeParams, TrainParams
 from imageclf.tracking import events
 from imageclf.tracking.client import Recorder
@@ -62,6 +63,8 @@ def train(
     options: TrainParams, machine: RuntimeParams, data: Prepared, slot: resume.Slot, recorder: Recorder
 ) -> ModelSpec:
     """Build the net, fit it, and write its best epoch."""
+    if options.patience and "val" not in data:
+        raise UserError("patience needs validation images; set val_fraction to 0.1, or leave patience empty")
     if machine.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Adam queries every GPU that torch sees, and fails if one is full
     import torch
@@ -70,6 +73,7 @@ def train(
     from imageclf.tracking.summary import as_table, describe_layers
     from imageclf.training import optim, runtime
     from imageclf.training.batches import Batches, Normalize
+    from imageclf.training.losses import balanced_weights
     from imageclf.training.scoring import BATCH_SIZE
 
     device, threads = runtime.choose_device(machine.device), runtime.set_threads(machine.threads)
@@ -93,7 +97,12 @@ def train(
     scored = {"train": batches.resized(BATCH_SIZE)}
     if "val" in data:
         scored["val"] = Batches(data["val"], normalize, BATCH_SIZE, device, resident=fits(data["val"], device))
-    for epoch in fitted_epochs(state, options, machine, batches, scored.get("val")):
+    class_weights = None
+    if options.class_weights == "balanced":
+        class_weights = balanced_weights(data["train"].labels, len(spec.classes))
+    for epoch in fitted_epochs(
+        state, options, machine, train=batches, val=scored.get("val"), class_weights=class_weights
+    ):
         events.epoch_ended(recorder, epoch)
     return write(state, options, data, spec, scored)
 
@@ -123,7 +132,13 @@ def fits(split: Split, device: "torch.device") -> bool:
 
 
 def fitted_epochs(
-    state: resume.TrainingState, options: TrainParams, machine: RuntimeParams, train: "Batches", val: "Batches | None"
+    state: resume.TrainingState,
+    options: TrainParams,
+    machine: RuntimeParams,
+    *,
+    train: "Batches",
+    val: "Batches | None",
+    class_weights: "torch.Tensor | None",
 ) -> Iterator["Epoch"]:
     """Yield each epoch after the state is saved; first those of an interrupted training.
 
@@ -137,6 +152,8 @@ def fitted_epochs(
     if state.restore():
         print(f"resuming at epoch {state.position.epoch}, step {state.position.step + 1}", flush=True)
     yield from state.epochs
+    if state.stalled(options.patience):
+        return
     done = len(state.epochs) * len(train) + state.position.step
     with (
         Progress(options.epochs, len(train), done=done, bar=machine.progress) as progress,
@@ -152,6 +169,7 @@ def fitted_epochs(
             epochs=options.epochs,
             seed=options.seed,
             label_smoothing=options.label_smoothing,
+            class_weights=class_weights,
             autocast=runtime.autocast(options.precision, train.device),
             compiled=options.compile,
             start=state.position,
@@ -161,6 +179,11 @@ def fitted_epochs(
             state.save_epoch(epoch)
             yield epoch
             signals.stop_if_received()
+            if state.stalled(options.patience):
+                assert state.best is not None
+                best = state.best.number
+                print(f"stopping: none of the last {options.patience} epochs was better than epoch {best} (patience)")
+                return
 
 
 def after_step(

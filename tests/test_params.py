@@ -364,6 +364,10 @@ def test_an_error_of_yaml_names_the_line(tmp_path: Path, key: str, line: str, ex
             "cutout needs pixels in their places, but permute is true; set cutout to 0",
         ),
         ({"optimizer": "sgd", "nesterov": "true", "momentum": "0"}, "nesterov: true needs a momentum above 0"),
+        (
+            {"patience": "3", "schedule": "cosine"},
+            "patience ends a training early, but schedule cosine is planned for all epochs; set schedule to constant",
+        ),
         ({"classes": "[1, 2, '1']"}, "classes: '1' occurs twice"),
     ],
 )

@@ -100,6 +100,7 @@ class TrainParams(_Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     loss: Literal["cross_entropy", "nll", "kl_div", "mse", "l1"]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_weights: Literal["none", "balanced"]
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "rmsprop_keras", "muon"]
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
@@ -112,6 +113,7 @@ class TrainParams(_Strict):
     cutout: Annotated[int, Field(ge=0, le=512)]
     batch_size: Count
     epochs: Count
+    patience: Count | None
     seed: Seed
     precision: Literal["float32", "bfloat16"]
     compile: bool
@@ -149,6 +151,11 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
             raise ValueError(f"{key} needs pixels in their places, but permute is true; set {key} to {off}")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
             raise ValueError("nesterov: true needs a momentum above 0")
+        if self.patience and self.schedule != "constant":
+            raise ValueError(
+                f"patience ends a training early, but schedule {self.schedule} is planned for all epochs; "
+                "set schedule to constant"
+            )
         return self
 
     def of(self, stage: type[StageParams]) -> StageParams:

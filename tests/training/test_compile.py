@@ -72,6 +72,11 @@ def test_every_loss_compiles(loss: str, one_hot: bool, made_split: Split, capsys
     assert capsys.readouterr().out == ""
 
 
+def test_class_weights_compile(made_split: Split, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_close_training("mlp", made_split, class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert capsys.readouterr().out == ""
+
+
 def test_only_whole_batches_run_compiled(made_split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 

@@ -20,7 +20,7 @@ from imageclf.core.errors import UserError
 from imageclf.training import runtime
 from imageclf.training.batches import Batches
 from imageclf.training.fit import Epoch, Position, fit
-from imageclf.training.losses import LOSSES, Loss
+from imageclf.training.losses import LOSSES, Loss, balanced_weights
 from imageclf.training.optim import OPTIMIZERS, SCHEDULES, Optimizer, OptimizerOptions
 from imageclf.training.scoring import score
 
@@ -506,3 +506,40 @@ def test_with_batch_norm_a_batch_size_that_fits_is_named(made_split: Split) -> N
 def test_a_device_too_small_for_one_image_is_reported(made_split: Split) -> None:
     with pytest.raises(UserError, match="memory is too small for one image: use a smaller model"):
         list(train(with_memory_limit(new_net(), limit=0), made_split, with_val=False))
+
+
+def test_class_weights_change_the_train_loss_and_not_the_validation_loss(made_split: Split) -> None:
+    (plain,) = train(new_net(0.0), made_split, epochs=1, batch_size=TRAIN, **FROZEN)
+    double = torch.full((4,), 2.0)
+    (weighted,) = train(new_net(0.0), made_split, epochs=1, batch_size=TRAIN, class_weights=double, **FROZEN)
+    assert weighted.train_loss == pytest.approx(2 * plain.train_loss, rel=1e-6)
+    assert weighted.val_loss == pytest.approx(plain.val_loss, abs=1e-6)
+    assert weighted.train_accuracy == plain.train_accuracy
+
+
+def test_balanced_weights_find_the_rare_class(made_split: Split) -> None:
+    """Class 0 keeps three images, and its rows are noise for the others: without weights, it is hardly predicted."""
+    labels = made_split.labels
+    kept = np.flatnonzero((labels != 0) | (np.cumsum(labels == 0) <= 3))
+    rare = Split(made_split.images[kept], labels[kept])
+    hits = {}
+    for name, class_weights in (("plain", None), ("balanced", balanced_weights(rare.labels, 4))):
+        net = new_net(0.0)
+        batches = batches_of(rare, len(rare))
+        list(
+            fit(
+                net,
+                OPTIMIZERS["sgd"](net, OptimizerOptions(lr=0.02)),
+                SCHEDULES["constant"],
+                LOSS,
+                train=batches,
+                val=None,
+                epochs=20,
+                seed=0,
+                class_weights=class_weights,
+            )
+        )
+        ((images, targets),) = batches.in_order()
+        logits = net.eval()(batches.normalize(images))
+        hits[name] = logits.softmax(dim=1)[targets == 0, 0].mean().item()
+    assert hits["balanced"] > 2 * hits["plain"]

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imageclf.training.losses import LOSSES, smooth
+from imageclf.training.losses import LOSSES, balanced_weights, smooth, weighted
 
 CLASSES = 7
 
@@ -108,3 +109,30 @@ def test_smoothed_targets_sum_to_one(logits: Tensor, labels: Tensor) -> None:
 
 def test_smoothing_of_0_does_not_change_the_targets(logits: Tensor, labels: Tensor) -> None:
     assert smooth(labels, logits, 0.0) is labels
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("as_one_hot", [True, False], ids=["one-hot", "indices"])
+def test_a_weighted_loss_is_the_mean_of_weighted_images(
+    as_one_hot: bool, name: str, logits: Tensor, labels: Tensor
+) -> None:
+    weights = torch.arange(1.0, CLASSES + 1)
+    each = [weights[label] * LOSSES[name](row[None], label[None]) for row, label in zip(logits, labels, strict=True)]
+    found = weighted(LOSSES[name], weights)(logits, one_hot(labels) if as_one_hot else labels)
+    torch.testing.assert_close(found, torch.stack(each).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_smoothed_targets_keep_the_weight_of_their_class(logits: Tensor, labels: Tensor) -> None:
+    weights = torch.arange(1.0, CLASSES + 1)
+    found = weighted(LOSSES["cross_entropy"], weights)(logits, smooth(labels, logits, 0.1))
+    each = functional.cross_entropy(logits, labels, label_smoothing=0.1, reduction="none")
+    torch.testing.assert_close(found, (weights[labels] * each).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_balanced_weights_give_each_class_the_same_sum_and_a_mean_of_one() -> None:
+    labels = np.repeat([0, 1, 3], [6, 2, 4])
+    weights = balanced_weights(labels, 4)
+    per_image = weights[torch.from_numpy(labels)]
+    assert per_image.mean().item() == pytest.approx(12 / 16)  # class 2 has no image
+    assert [per_image[torch.from_numpy(labels == each)].sum().item() for each in (0, 1, 3)] == pytest.approx([3.0] * 3)
+    assert balanced_weights(labels[labels < 2], 2)[torch.from_numpy(labels[:8])].mean().item() == pytest.approx(1.0)

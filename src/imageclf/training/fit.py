@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from imageclf.core.errors import UserError
 from imageclf.training.batches import Batches
-from imageclf.training.losses import Loss, smooth
+from imageclf.training.losses import Loss, smooth, weighted
 from imageclf.training.optim import Optimizer, Schedule
 from imageclf.training.runtime import compile_step, derive, set_random_state
 from imageclf.training.scoring import class_indices, score
@@ -78,6 +78,7 @@ def fit(
     epochs: int,
     seed: int,
     label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
     autocast: AbstractContextManager[object] = FLOAT32,
     compiled: bool = False,
     start: Position = Position(),
@@ -85,13 +86,15 @@ def fit(
 ) -> Iterator[Epoch]:
     """Train `net` in place and yield the results of each epoch, with the net as this epoch left it.
 
+    `class_weights` (K,) weight the loss of each train image by its class, not the validation loss.
     With `compiled`, torch.compile makes one program of all that computes the gradients of a batch; a smaller last batch
     runs without it. Training resumes from `start` to the same bits if `net` and `optimizer` have their state from
     there. Raises `UserError` if a loss is not finite. Losses are checked at the end of an epoch, because reading one
     from the device waits for it.
     """
     base_lr = optimizer.param_groups[0]["lr"]
-    gradients = GradientAccumulator(net, train, loss, label_smoothing, autocast, compiled=compiled)
+    train_loss_of = loss if class_weights is None else weighted(loss, class_weights.to(train.device))
+    gradients = GradientAccumulator(net, train, train_loss_of, label_smoothing, autocast, compiled=compiled)
 
     def lr_at(epoch: int, step: int) -> float:
         return base_lr * schedule(((epoch - 1) * len(train) + step - 1) / (epochs * len(train)))

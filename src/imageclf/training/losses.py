@@ -5,6 +5,9 @@ Targets are one-hot floats (N, K) or class indices (N,).
 
 from collections.abc import Callable
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,7 +30,8 @@ def nll(logits: Tensor, targets: Tensor) -> Tensor:
 def kl_div(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence of softmax from the targets: cross-entropy minus the targets' entropy."""
     log_probabilities = functional.log_softmax(logits, dim=1)
-    return functional.kl_div(log_probabilities, one_hot(targets, logits), reduction="batchmean")
+    targets = one_hot(targets, logits)
+    return (torch.xlogy(targets, targets) - targets * log_probabilities).sum() / len(targets)  # kl_div has no vmap
 
 
 def mse(logits: Tensor, targets: Tensor) -> Tensor:
@@ -52,6 +56,23 @@ def smooth(targets: Tensor, logits: Tensor, amount: float) -> Tensor:
     if amount == 0:
         return targets
     return one_hot(targets, logits) * (1 - amount) + amount / logits.shape[1]
+
+
+def weighted(loss: Loss, weights: Tensor) -> Loss:
+    """Return the mean of the loss of each image times the weight of its class; `weights` has shape (K,)."""
+    per_image = torch.func.vmap(lambda logits, targets: loss(logits[None], targets[None]))
+
+    def mean(logits: Tensor, targets: Tensor) -> Tensor:
+        labels = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        return (weights[labels] * per_image(logits, targets)).mean()
+
+    return mean
+
+
+def balanced_weights(labels: NDArray[np.int64], num_classes: int) -> Tensor:
+    """Return n / (K * count) for each class: all classes have the same sum of weights, and the mean weight is 1."""
+    counts = np.bincount(labels, minlength=num_classes).clip(min=1)
+    return torch.from_numpy(len(labels) / (num_classes * counts)).float()
 
 
 LOSSES: dict[str, Loss] = {

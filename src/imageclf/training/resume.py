@@ -109,6 +109,10 @@ class TrainingState:
             self.best_weights = {name: tensor.cpu().clone() for name, tensor in self.net.state_dict().items()}
         self._save()
 
+    def stalled(self, patience: int | None) -> bool:
+        """Return True if none of the last `patience` epochs was the best; never without `patience`."""
+        return patience is not None and self.best is not None and len(self.epochs) - self.best.number >= patience
+
     def save_is_due(self) -> bool:
         """Return True if the last save was more than `save_every_s` seconds ago."""
         return time.monotonic() - self._saved > self._save_every_s
