@@ -14,14 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from imageclf.contracts.raw import Pixels
-from imageclf.core.errors import UserError
-from imageclf.inference import checkpoint
+from imageclf.inference import checkpoint, reading
 from imageclf.inference.checkpoint import Checkpoint
-from imageclf.preprocess import images, transform
-
-
-class InputError(UserError):
-    """An input that gives no prediction; the message is one sentence."""
+from imageclf.inference.reading import InputError
+from imageclf.preprocess import transform
 
 
 @dataclass(frozen=True)
@@ -52,12 +48,7 @@ class Predictor:
 
         Raises `InputError`.
         """
-        channels, height, width = self.spec.raw_shape
-        try:
-            pixels = images.decode_to_size(data, height, width, self.spec.gray16_bits)
-        except images.UnreadableError as error:
-            raise InputError(str(error)) from None
-        return transform.to_gray(pixels[None])[0] if channels == 1 else pixels
+        return reading.read(data, self.spec.raw_shape, self.spec.gray16_bits)
 
     def read_base64(self, text: str) -> Pixels:
         """Decode an image file given as base64 text or as a `data:` address. Raises `InputError`."""
