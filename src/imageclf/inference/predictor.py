@@ -34,7 +34,7 @@ class Predictor:
 
     def __init__(self, loaded: Checkpoint, device: torch.device) -> None:
         self.spec = loaded.spec
-        self._net, self._normalize = loaded.net.to(device), loaded.normalize.to(device)
+        self._classifier = loaded.classifier().to(device)
         self._device = device
         self._permutation = None if self.spec.permutation is None else np.array(self.spec.permutation)
 
@@ -67,8 +67,7 @@ class Predictor:
     def probabilities_of_prepared(self, prepared: torch.Tensor) -> NDArray[np.float32]:
         """Return the probability of each class, (n, K), for prepared pixels uint8 (n, C, H, W)."""
         with torch.inference_mode():
-            logits = self._net(self._normalize(prepared.to(self._device)))
-        return logits.float().softmax(dim=1).cpu().numpy()
+            return self._classifier(prepared.to(self._device)).cpu().numpy()
 
     def predict(self, raw: Pixels) -> list[Prediction]:
         """Return a prediction per image, for raw pixels (n, channels, height, width)."""

@@ -3,7 +3,8 @@
 import re
 import sys
 import tempfile
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +23,21 @@ IN_MLFLOW = Path("data/model")
 """Folder of the checkpoint inside a model of MLflow."""
 
 
+@contextmanager
+def located(address: str | None) -> Iterator[Path]:
+    """Yield the folder of a checkpoint, inside the context. Raises `UserError` if the address names no model."""
+    with tempfile.TemporaryDirectory(prefix="imageclf-") as work:
+        yield _folder(address, Path(work))
+
+
 def load(address: str | None, device: str = "cpu") -> "Predictor":
     """Load a model onto a device, a value of `runtime.device`. Raises `UserError` if the address names no model."""
     from imageclf.inference.predictor import Predictor
     from imageclf.training import runtime
 
-    with tempfile.TemporaryDirectory(prefix="imageclf-") as work, redirect_stdout(sys.stderr):
+    with located(address) as folder, redirect_stdout(sys.stderr):
         runtime.set_threads("auto")
-        return Predictor.load(_folder(address, Path(work)), runtime.choose_device(device))
+        return Predictor.load(folder, runtime.choose_device(device))
 
 
 def _folder(address: str | None, work: Path) -> Path:
