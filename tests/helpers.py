@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from imageclf import models
+from imageclf.contracts import model
 from imageclf.contracts.dataset import DatasetManifest, Split
 from imageclf.contracts.model import ModelSpec
 from imageclf.contracts.preparation import Preparation
@@ -85,6 +87,13 @@ def new_spec(**changes: Any) -> ModelSpec:
         "epoch": 3,
     }
     return ModelSpec(**{**content, **changes})
+
+
+def save_model(folder: Path, spec: ModelSpec, *, seed: int = 0, whitening: tuple[Any, Any] | None = None) -> ModelSpec:
+    """Write a freshly initialized net to `folder`, as train does; return the complete spec."""
+    torch.manual_seed(seed)
+    net = models.build(spec.model, spec.image_shape, len(spec.classes), **spec.arguments)
+    return model.write(folder, spec, net.state_dict(), whitening)
 
 
 def prepare_with(raw: RawData, folder: Path, **changes: Any) -> DatasetManifest:

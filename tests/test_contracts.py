@@ -206,6 +206,7 @@ def test_your_own_folder_is_listed_each_time_and_a_published_data_set_never(
 
 ROWS = [
     ["stages", "cli", "recipes", "compare"],
+    ["usage"],
     ["study", "tracking", "inference", "evaluation"],
     ["training", "preprocess", "download"],
     ["models", "params"],

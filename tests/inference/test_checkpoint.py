@@ -53,10 +53,7 @@ def made_whitening() -> Whitening:
 
 def save(folder: Path, *, seed: int = 0, whitening: Whitening | None = None, **changes: Any) -> ModelSpec:
     """Write a freshly initialized net of the spec with these changes."""
-    spec = new_spec(**changes)
-    torch.manual_seed(seed)
-    net = models.build(spec.model, spec.image_shape, len(spec.classes), **spec.arguments)
-    return model.write(folder, spec, net.state_dict(), whitening)
+    return helpers.save_model(folder, new_spec(**changes), seed=seed, whitening=whitening)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from PIL import Image
 from test_checkpoint import CLASSES, MEANS, STDS, made_whitening, new_net, save
 
 from imageclf.contracts.preparation import Preparation, Shape
-from imageclf.inference.predictor import InputError, Predictor
+from imageclf.inference.predictor import Predictor
+from imageclf.inference.reading import InputError
 from imageclf.preprocess import transform
 
 CPU = torch.device("cpu")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -85,6 +86,12 @@ def test_a_change_of_lr_runs_only_train_and_evaluate(project: Project) -> None:
     plots = project.run("dvc", "plots", "show", "--json")
     assert "train_loss" in plots
     assert "confusion" in plots
+    predict = [str(Path(sys.executable).parent / "imageclf"), "predict", "metrics/plots/samples.png", "--json"]
+    ours, by_name, baseline = (
+        project.run(*predict, *model) for model in ([], ["--model", "faster"], ["--model", "HEAD"])
+    )
+    assert json.loads(ours)["file"] == "metrics/plots/samples.png"
+    assert ours == by_name != baseline
 
 
 def test_a_change_of_permute_in_a_temporary_copy_runs_preprocess_and_is_recorded_here(project: Project) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from imageclf.core.errors import UserError
 from imageclf.preprocess import members as many
+from imageclf.preprocess import pool
 from imageclf.preprocess.images import HEADER, Trait, UnreadableError, is_gray16, to_rgb
 from imageclf.preprocess.members import Member, decode_members, measure_gray16, shape_of_first
 
@@ -133,7 +134,7 @@ def test_the_traits_of_every_kind_of_16_bit_png(color: int, values: int, traits:
 def test_the_largest_16_bit_gray_value_is_found_among_all_kinds_of_files(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(many, "POOL_FROM", 1)
+    monkeypatch.setattr(pool, "POOL_FROM", 1)
     monkeypatch.setattr(many, "BATCH", 2)
     deep = {f"{top}": encode(Image.fromarray(np.array([[top, 3]]).astype("<u2"))) for top in (9, 700, 1023, 12)}
     others = {"8": encode(SCENE), "jpeg": encode(SCENE, "JPEG"), "text": b"text", "empty": b"", "cut": deep["9"][:40]}
@@ -410,7 +411,7 @@ def numbered(count: int) -> dict[str, bytes]:
 def test_members_are_in_order_for_any_number_of_workers(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(many, "POOL_FROM", 1)
+    monkeypatch.setattr(pool, "POOL_FROM", 1)
     monkeypatch.setattr(many, "BATCH", 16)
     members = member_file(tmp_path / "images", numbered(300))
     example = first_of(tmp_path / "images", members)
@@ -430,7 +431,7 @@ def test_members_are_in_order_for_any_number_of_workers(
 def test_sizes_that_differ_are_refused_with_two_examples(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(many, "POOL_FROM", 1)
+    monkeypatch.setattr(pool, "POOL_FROM", 1)
     sizes = {"broken": b"", "a": encode(SCENE), "b": encode(SCENE[:5]), "c": encode(SCENE[:4])}
     members = member_file(tmp_path / "images", sizes)
     example = first_of(tmp_path / "images", members)
@@ -453,9 +454,9 @@ def test_the_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, signal, sys; sys.path.insert(0, {str(SOURCE)!r})
 from pathlib import Path
-from imageclf.preprocess import members as many
+from imageclf.preprocess import members as many, pool
 if __name__ == "__main__":
-    many.POOL_FROM, many.BATCH = 1, 1
+    pool.POOL_FROM, many.BATCH = 1, 1
     members = [many.Member(*member) for member in {[tuple(member) for member in members]!r}]
     batches = many.decode_members(Path({str(tmp_path / "images")!r}), members, ("a", (3, 2, 3)), None, 2)
     next(batches)

@@ -122,6 +122,16 @@ def _print_error(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
+def _exit_after(error: OSError) -> NoReturn:
+    """Exit 1 with the message of an error; exit 141 without one if the reader of the output, such as `head`, ended."""
+    with suppress(OSError):
+        sys.stdout.close()  # otherwise Python flushes it again on exit, fails, and exits with 120
+    if isinstance(error, BrokenPipeError):
+        sys.exit(128 + signal.SIGPIPE)
+    where = f"{error.filename}: " if error.filename else ""
+    sys.exit(f"error: {where}{error.strerror}")
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; exit 1 on a `UserError` or a failing disk, 130, 143 or 129 on Ctrl-C, SIGTERM or SIGHUP.
 
@@ -153,10 +163,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno is None:
             raise
-        with suppress(OSError):
-            sys.stdout.close()  # otherwise Python flushes it again on exit, fails, and exits with 120
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{error.strerror}")
+        _exit_after(error)
     finally:
         if dvc is not None:
             _reattach(dvc, terminated=isinstance(sys.exception(), _Terminated))

@@ -52,6 +52,17 @@ def walk(root: Path) -> Iterator[Entry]:
                 yield _file(path, below, item.stat(), linked or item.is_symlink())
 
 
+def single(path: Path) -> Entry:
+    """Return the entry of one file, named by its path. It has a problem if it is missing or not a plain file."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        return _skipped(str(path), (error.strerror or "cannot be read").lower())
+    if not stat.S_ISREG(status.st_mode):
+        return _skipped(str(path), "not a plain file")
+    return Entry(str(path), status.st_size, partial(_read, path))
+
+
 def _skipped(name: str, problem: str) -> Entry:
     return Entry(name, 0, bytes, problem=problem)
 

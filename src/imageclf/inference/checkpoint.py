@@ -3,12 +3,24 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from imageclf import models
 from imageclf.contracts import model
 from imageclf.contracts.model import ModelSpec
 from imageclf.training.batches import Normalize
+
+
+class Classifier(nn.Module):
+    """Normalization, net and softmax: prepared pixels uint8 (n, C, H, W) to the probability of each class (n, K)."""
+
+    def __init__(self, normalize: Normalize, net: nn.Module) -> None:
+        super().__init__()
+        self.normalize, self.net = normalize, net
+
+    def forward(self, prepared: Tensor) -> Tensor:
+        """Return the probabilities, float32."""
+        return self.net(self.normalize(prepared)).float().softmax(dim=1)
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,10 @@ class Checkpoint:
     net: nn.Module
     normalize: Normalize
     spec: ModelSpec
+
+    def classifier(self) -> Classifier:
+        """Return the net with all that is done to its input after the preparation."""
+        return Classifier(self.normalize, self.net).eval()
 
 
 def load(folder: Path) -> Checkpoint:

@@ -14,14 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from imageclf.contracts.raw import Pixels
-from imageclf.core.errors import UserError
-from imageclf.inference import checkpoint
+from imageclf.inference import checkpoint, reading
 from imageclf.inference.checkpoint import Checkpoint
-from imageclf.preprocess import images, transform
-
-
-class InputError(UserError):
-    """An input that gives no prediction; the message is one sentence."""
+from imageclf.inference.reading import InputError
+from imageclf.preprocess import transform
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Predictor:
 
     def __init__(self, loaded: Checkpoint, device: torch.device) -> None:
         self.spec = loaded.spec
-        self._net, self._normalize = loaded.net.to(device), loaded.normalize.to(device)
+        self._classifier = loaded.classifier().to(device)
         self._device = device
         self._permutation = None if self.spec.permutation is None else np.array(self.spec.permutation)
 
@@ -52,12 +48,7 @@ class Predictor:
 
         Raises `InputError`.
         """
-        channels, height, width = self.spec.raw_shape
-        try:
-            pixels = images.decode_to_size(data, height, width, self.spec.gray16_bits)
-        except images.UnreadableError as error:
-            raise InputError(str(error)) from None
-        return transform.to_gray(pixels[None])[0] if channels == 1 else pixels
+        return reading.read(data, self.spec.raw_shape, self.spec.gray16_bits)
 
     def read_base64(self, text: str) -> Pixels:
         """Decode an image file given as base64 text or as a `data:` address. Raises `InputError`."""
@@ -76,8 +67,7 @@ class Predictor:
     def probabilities_of_prepared(self, prepared: torch.Tensor) -> NDArray[np.float32]:
         """Return the probability of each class, (n, K), for prepared pixels uint8 (n, C, H, W)."""
         with torch.inference_mode():
-            logits = self._net(self._normalize(prepared.to(self._device)))
-        return logits.float().softmax(dim=1).cpu().numpy()
+            return self._classifier(prepared.to(self._device)).cpu().numpy()
 
     def predict(self, raw: Pixels) -> list[Prediction]:
         """Return a prediction per image, for raw pixels (n, channels, height, width)."""

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from imageclf.contracts.raw import Pixels
-from imageclf.inference.predictor import InputError, Predictor
+from imageclf.inference.predictor import Predictor
+from imageclf.inference.reading import InputError
 
 
 class ServedModel:

@@ -1,16 +1,11 @@
 """Decode the image files in a tar on several cores."""
 
 import hashlib
-import multiprocessing
 import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +22,13 @@ from imageclf.preprocess.images import (
     to_rgb,
     without_warnings,
 )
+from imageclf.preprocess.pool import spread
 
 BATCH = 256
 """Maximum number of images in a task."""
 
-POOL_FROM = 2000
-"""Minimum number of files for a process pool, which takes half a second to start."""
-
 FLAT_LEVELS = 255 / 10
 """Maximum difference between the levels of a FLAT image: a tenth of the range."""
-
-Result = TypeVar("Result")
 
 
 class Batch(NamedTuple):
@@ -84,7 +75,7 @@ def measure_gray16(path: Path, members: Sequence[Member], workers: int) -> int |
     if not deep:
         return None
     tasks = ((path, deep[start : start + BATCH]) for start in range(0, len(deep), BATCH))
-    return max(8, max(_spread(_largest_value, tasks, len(deep), workers)).bit_length())
+    return max(8, max(spread(_largest_value, tasks, len(deep), workers)).bit_length())
 
 
 def decode_members(
@@ -107,37 +98,7 @@ def decode_members(
         _Task(path, batch, width, height, name, image_size, gray16_bits)
         for batch in iter(lambda: list(islice(left, most)), [])
     )
-    return _spread(_decode, tasks, len(members), workers)
-
-
-def _spread(
-    function: Callable[..., Result], tasks: Iterator[tuple[object, ...]], files: int, workers: int
-) -> Iterator[Result]:
-    """Yield the results of `function` for the tasks, in order; use `workers` processes if there are many files."""
-    if workers == 1 or files < POOL_FROM:
-        yield from map(function, tasks)
-        return
-    # Not forked, because a fork does not copy the threads of numpy and of the caller.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_in_worker) as pool:
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(function, task))
-                if len(waiting) > 2 * workers:  # bounds the memory
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _in_worker() -> None:
-    """Ignore Ctrl-C, which the parent handles, and exit when the parent ends, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    return spread(_decode, tasks, len(members), workers)
 
 
 @without_warnings()

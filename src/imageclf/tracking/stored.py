@@ -1,0 +1,39 @@
+"""Download a model that MLflow stores."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+from imageclf.core.errors import UserError
+from imageclf.tracking import places
+from imageclf.tracking.store import EXPERIMENT, set_short_timeouts
+
+
+def download(address: str, folder: Path) -> Path:
+    """Download a model, such as `models:/name@champion` or `runs:/<id>/model`, to `folder`; return its folder.
+
+    The store is that of the pipeline. Raises `UserError` if the store or the model does not exist.
+    """
+    uri = places.tracking_uri()
+    database = places.database(uri)
+    if database is not None and not database.exists():
+        raise UserError(f"{address}: there is no MLflow database {database}; set MLFLOW_TRACKING_URI")
+    set_short_timeouts()
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    warnings.simplefilter("ignore")
+    import mlflow
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    mlflow.set_tracking_uri(uri)
+    try:
+        ours = mlflow.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
+        if ours is not None:
+            places.update_locations(uri, ours.artifact_location)
+        return Path(download_artifacts(artifact_uri=address, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{address}: {places.explain(error, uri)}") from None
