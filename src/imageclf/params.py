@@ -100,7 +100,7 @@ class TrainParams(_Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     loss: Literal["cross_entropy", "nll", "kl_div", "mse", "l1"]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    class_weights: Literal["none", "balanced"]
+    class_weights: Literal["balanced"] | None
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop", "rmsprop_keras", "muon"]
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
