@@ -1,7 +1,11 @@
 """Score the trained net on the test split, and plot the results: `python -m stages.evaluate`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imageclf import params
 from imageclf.contracts import dataset, model
@@ -21,10 +25,10 @@ def main() -> None:
 
 
 def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
-    """Predict the test split, write numbers, tables and plots, and return the scores by name."""
+    """Predict the test split, write numbers, tables, plots and the model card, and return the scores by name."""
     import torch
 
-    from imageclf.evaluation import fonts, plots, tables
+    from imageclf.evaluation import card, fonts, quality, tables
     from imageclf.inference import checkpoint
     from imageclf.training import runtime, scoring
     from imageclf.training.batches import Batches
@@ -36,23 +40,49 @@ def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
     batches = Batches(test, loaded.normalize, scoring.BATCH_SIZE, device)
     outputs = list(scoring.predict(runtime.place(loaded.net, device), batches))
     scores = asdict(scoring.compute_scores(outputs, LOSSES[loaded.spec.loss]))
-    scores["gap"] = json.loads(paths.TRAIN_SCORES.read_text())["train"]["accuracy"] - scores["accuracy"]
     probabilities = torch.cat([logits for logits, _ in outputs]).softmax(dim=1).cpu().numpy()
 
-    labels, classes = test.labels, loaded.spec.classes
-    images = dataset.unpermute(test.images, data.permutation)
-    tables.write_predictions(paths.PREDICTIONS, classes, labels, probabilities)
-    confusion = tables.confusion_matrix(labels, probabilities.argmax(axis=1), len(classes))
-    tables.write_per_class(paths.PER_CLASS, classes, confusion)
-    plots.plot_confusion(paths.PLOTS / "confusion.png", classes, confusion)
+    labels, names = test.labels, loaded.spec.classes
+    confusion = tables.confusion_matrix(labels, probabilities.argmax(axis=1), len(names))
+    classes, calibration = quality.per_class(confusion), quality.calibration(labels, probabilities)
+    train_scores = json.loads(paths.TRAIN_SCORES.read_text())
+    train_scores.pop("epoch")
+    scores |= quality.class_scores(classes)
+    scores |= {"calibration_error": calibration.error, "gap": train_scores["train"]["accuracy"] - scores["accuracy"]}
+    remarks = quality.remarks(train_scores["train"]["accuracy"], scores["accuracy"], classes, names)
+
+    files.write_json(paths.TEST_SCORES, {"test": scores})
+    tables.write_predictions(paths.PREDICTIONS, names, labels, probabilities)
+    tables.write_per_class(paths.PER_CLASS, names, classes)
+    found = card.Findings(train=train_scores, test=scores, classes=classes, calibration=calibration, remarks=remarks)
+    files.write_text(paths.MODEL_CARD, card.as_markdown(loaded.spec, data.manifest, found))
+    draw(data, names, confusion, probabilities)
+    report(scores, names, remarks)
+    print(fonts.note(names), end="")
+    return scores
+
+
+def draw(
+    data: Prepared, names: Sequence[str], confusion: NDArray[np.int64], probabilities: NDArray[np.float32]
+) -> None:
+    """Draw the confusion matrix, the first test images, and the most confident mistakes."""
+    from imageclf.evaluation import plots, tables
+
+    test = data["test"]
+    labels, images = test.labels, dataset.unpermute(test.images, data.permutation)
+    plots.plot_confusion(paths.PLOTS / "confusion.png", names, confusion)
     for name, rows in (("samples", slice(8)), ("mistakes", tables.most_confident_mistakes(labels, probabilities)[:8])):
         plot = paths.PLOTS / f"{name}.png"
-        plots.plot_predictions(plot, images[rows], labels[rows], probabilities[rows], classes)
-    files.write_json(paths.TEST_SCORES, {"test": scores})
-    top5 = f"top-5 {scores['top5']:.2%}, " if len(classes) > 5 else ""  # with five classes or fewer it is always 100%
-    print(f"test accuracy {scores['accuracy']:.2%}, {top5}loss {scores['loss']:.4f}")
-    print(fonts.note(classes), end="")
-    return scores
+        plots.plot_predictions(plot, images[rows], labels[rows], probabilities[rows], names)
+
+
+def report(scores: dict[str, float], names: Sequence[str], remarks: Sequence[str]) -> None:
+    """Print the scores and the remarks."""
+    top5 = f"top-5 {scores['top5']:.2%}, " if len(names) > 5 else ""  # with five classes or fewer it is always 100%
+    balanced = f"balanced {scores['balanced_accuracy']:.2%}, "
+    print(f"test accuracy {scores['accuracy']:.2%}, {balanced}{top5}loss {scores['loss']:.4f}")
+    for remark in remarks:
+        print(remark)
 
 
 if __name__ == "__main__":

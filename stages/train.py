@@ -80,7 +80,9 @@ def train(
     runtime.allow_tf32(device)
     torch.manual_seed(runtime.derive(options.seed, 0))
     arguments = {name: getattr(options, name) for name in models.parameter_names(options.model)}
-    spec = model.describe(data, model=options.model, arguments=arguments, loss=options.loss)
+    spec = model.describe(
+        data, model=options.model, arguments=arguments, loss=options.loss, parameters=options.model_dump()
+    )
     net = models.build(spec.model, spec.image_shape, len(spec.classes), **arguments)
     layers = as_table(describe_layers(net, spec.image_shape))
     print(layers, flush=True)

@@ -102,6 +102,9 @@ def test_selected_classes_in_another_unicode_form_and_a_val_fraction_that_is_too
         "loss",
         "accuracy",
         "top5",
+        "balanced_accuracy",
+        "macro_f1",
+        "calibration_error",
         "gap",
     }
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imageclf.core import files
-from imageclf.evaluation import plots, tables
+from imageclf.evaluation import plots, quality, tables
 
 CLASSES = ["plain", "with, comma", 'with "quotes"', "Katze 猫 ß", " spaces ", "line\nbreak"]
 TEN = [str(digit) for digit in range(10)]
@@ -64,16 +64,18 @@ def test_predictions_name_the_classes_and_their_probabilities(tmp_path: Path) ->
 def test_class_names_are_unchanged_in_the_tables(tmp_path: Path) -> None:
     count = len(CLASSES)
     tables.write_predictions(tmp_path / "p.csv", CLASSES, np.arange(count), np.eye(count, dtype=np.float32))
-    tables.write_per_class(tmp_path / "c.csv", CLASSES, np.eye(count, dtype=np.int64))
+    tables.write_per_class(tmp_path / "c.csv", CLASSES, quality.per_class(np.eye(count, dtype=np.int64)))
     assert [row[1] for row in read(tmp_path / "p.csv")[1:]] == CLASSES
     assert [row[2] for row in read(tmp_path / "p.csv")[1:]] == CLASSES
     assert [row[0] for row in read(tmp_path / "c.csv")[1:]] == CLASSES
 
 
-def test_the_accuracy_per_class_is_empty_for_a_class_without_images(tmp_path: Path) -> None:
+def test_a_score_that_is_not_defined_is_an_empty_cell(tmp_path: Path) -> None:
     confusion = np.array([[3, 1, 0], [2, 0, 0], [0, 0, 0]])
-    tables.write_per_class(tmp_path / "per_class.csv", ["cat", "dog", "owl"], confusion)
-    assert (tmp_path / "per_class.csv").read_bytes().decode() == "class,images,accuracy\ncat,4,0.75\ndog,2,0\nowl,0,\n"
+    tables.write_per_class(tmp_path / "per_class.csv", ["cat", "dog", "owl"], quality.per_class(confusion))
+    assert (tmp_path / "per_class.csv").read_bytes().decode() == (
+        "class,images,accuracy,precision,f1\ncat,4,0.75,0.6,0.666667\ndog,2,0,0,0\nowl,0,,,\n"
+    )
 
 
 def test_the_confusion_matrix_equals_that_of_scikit_learn() -> None:

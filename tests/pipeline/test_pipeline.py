@@ -30,7 +30,7 @@ def model_sha256(project: Project) -> str:
 def test_repro_makes_every_output_and_a_finished_run(project: Project) -> None:
     run = project.runs()[0]
     scores = json.loads((project.root / "metrics/test.json").read_text())["test"]
-    assert set(scores) == {"loss", "accuracy", "top5", "gap"}
+    assert set(scores) == {"loss", "accuracy", "top5", "balanced_accuracy", "macro_f1", "calibration_error", "gap"}
     assert run.status == "FINISHED"
     assert {key: run.metrics[f"test/{key}"] for key in scores} == {key: [value] for key, value in scores.items()}
     assert {len(run.metrics[key]) for key in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")} == {
@@ -47,6 +47,7 @@ def test_repro_makes_every_output_and_a_finished_run(project: Project) -> None:
         "plots/mistakes.png",
         "predictions.csv",
         "history.csv",
+        "model_card.md",
     ):
         assert (run.artifacts / artifact).is_file(), artifact
     assert run.model is not None

@@ -262,12 +262,12 @@ def test_names_stay_text_from_the_archive_to_the_plots(form: str) -> None:
 
 def write_reports(classes: list[str]) -> None:
     """Write all tables and plots that contain class names."""
-    from imageclf.evaluation import plots, tables
+    from imageclf.evaluation import plots, quality, tables
 
     labels = np.arange(len(classes))
     probabilities = np.full((len(classes), len(classes)), 1 / len(classes), np.float32)
     tables.write_predictions(paths.PREDICTIONS, classes, labels, probabilities)
-    tables.write_per_class(paths.PER_CLASS, classes, np.eye(len(classes), dtype=np.int64))
+    tables.write_per_class(paths.PER_CLASS, classes, quality.per_class(np.eye(len(classes), dtype=np.int64)))
     plots.plot_confusion(paths.PLOTS / "confusion.png", classes, np.eye(len(classes), dtype=np.int64))
     images = np.zeros((8, 3, 8, 8), np.uint8)
     plots.plot_predictions(paths.PLOTS / "samples.png", images, labels[:8], probabilities[:8], classes)

@@ -7,7 +7,7 @@
 `inference.checkpoint` builds a net from them.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class ModelSpec:
     gray16_bits: number of bits of a 16-bit gray image file that are used.
     normalization: mean and std per channel, for pixels on a scale of 0..1.
     loss: the name of the loss in `LOSSES`.
+    parameters: all parameters of the training, for people who read the file; empty in older files.
     epoch: the epoch, from 1, that the weights are from.
     data_sha256, weights_sha256, whitening_sha256: of the training data and of the two weights files.
     """
@@ -51,6 +52,7 @@ class ModelSpec:
     normalization: Normalization
     loss: str
     data_sha256: str
+    parameters: dict[str, Any] = field(default_factory=dict)
     gray16_bits: int = 16
     epoch: int = 0
     weights_sha256: str = ""
@@ -58,7 +60,9 @@ class ModelSpec:
     sha256: str = ""
 
 
-def describe(data: Prepared, *, model: str, arguments: dict[str, Any], loss: str) -> ModelSpec:
+def describe(
+    data: Prepared, *, model: str, arguments: dict[str, Any], loss: str, parameters: dict[str, Any]
+) -> ModelSpec:
     """Return the spec of a net for this data; `write` adds what is known after the training."""
     return ModelSpec(
         model=model,
@@ -71,6 +75,7 @@ def describe(data: Prepared, *, model: str, arguments: dict[str, Any], loss: str
         normalization=data.normalization,
         loss=loss,
         data_sha256=data.manifest.sha256,
+        parameters=parameters,
         gray16_bits=data.manifest.gray16_bits or 16,
     )
 

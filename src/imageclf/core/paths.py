@@ -20,6 +20,7 @@ TRAIN_SCORES = METRICS / "train.json"
 TEST_SCORES = METRICS / "test.json"
 PREDICTIONS = METRICS / "predictions.csv"
 PER_CLASS = METRICS / "per_class.csv"
+MODEL_CARD = METRICS / "model_card.md"
 PLOTS = METRICS / "plots"
 
 

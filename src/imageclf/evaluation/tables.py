@@ -1,4 +1,4 @@
-"""Tables of the test split: predictions and per-class accuracy as CSV files, and the confusion matrix."""
+"""Tables of the test split: predictions and scores per class as CSV files, and the confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageclf.core import files
+from imageclf.evaluation.quality import PerClass
 
 
 def write_predictions(
@@ -25,15 +26,18 @@ def write_predictions(
     )
 
 
-def write_per_class(path: Path, classes: Sequence[str], confusion: NDArray[np.int64]) -> None:
-    """Write one row per class: number of test images, and their accuracy."""
-    counts = confusion.sum(axis=1)
+def write_per_class(path: Path, names: Sequence[str], classes: PerClass) -> None:
+    """Write one row per class: number of test images, their accuracy (the recall), precision, and F1.
+
+    The cell of a score that is not defined is empty.
+    """
+    scores = zip(classes.recall, classes.precision, classes.f1, strict=True)
     files.write_csv(
         path,
-        ["class", "images", "accuracy"],
+        ["class", "images", "accuracy", "precision", "f1"],
         [
-            (name, int(count), float(confusion[row, row] / count) if count else None)
-            for row, (name, count) in enumerate(zip(classes, counts, strict=True))
+            (name, int(images), *(None if np.isnan(score) else float(score) for score in row))
+            for name, images, row in zip(names, classes.images, scores, strict=True)
         ],
     )
 
