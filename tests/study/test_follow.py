@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from imageclf.core import workers
 from imageclf.core.errors import UserError
-from imageclf.study import experiments, follow, workers
+from imageclf.study import experiments, follow
 from imageclf.study.experiments import Experiment
 
 

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from imageclf.core import workers
+
 CPUINFO = Path("/proc/cpuinfo")
 SPIN_COUNT = "10000"
 """Rounds for which a thread of libgomp spins while it waits for the others, before it sleeps."""
@@ -11,8 +13,8 @@ SPIN_COUNT = "10000"
 def allowed_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Return the smallest of the CPU affinity, the cgroup quota (rounded down) and OMP_NUM_THREADS; at least 1.
 
-    Set OMP_NUM_THREADS if several trainings share the cores: threads that wait for each other take several times as
-    long as one thread per training.
+    The workers of DVC's queue get equal parts of the cores: threads of several trainings that wait for each other take
+    several times as long as one thread per training. Set OMP_NUM_THREADS if you run several trainings in another way.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -20,6 +22,7 @@ def allowed_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         cores = min(cores, int(quota) // int(period))
     except (OSError, ValueError):
         pass  # there is no cgroup, or no quota ("max")
+    cores //= workers.sharing()
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return max(min(cores, int(limit) if limit.isdecimal() else cores), 1)
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imageclf.core.cores import allowed_cores
 from imageclf.core.errors import UserError
 
 PAUSE_S, TRIES = 1.0, 3
@@ -88,7 +87,7 @@ def _render(value: object) -> str:
 
 def start(jobs: int) -> None:
     """Start `jobs` workers in the background for everything in the queue; they share the cores."""
-    run_dvc_again("queue", "start", "--jobs", str(jobs), OMP_NUM_THREADS=str(max(1, allowed_cores() // jobs)))
+    run_dvc_again("queue", "start", "--jobs", str(jobs))
 
 
 def commit(revision: str) -> str:

@@ -7,8 +7,9 @@ files of the queue have changed.
 import time
 from collections.abc import Callable, Collection, Iterator
 
+from imageclf.core import workers
 from imageclf.core.errors import UserError
-from imageclf.study import experiments, workers
+from imageclf.study import experiments
 from imageclf.study.experiments import Experiment
 
 POLL_S = 1.0

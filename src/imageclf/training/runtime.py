@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imageclf.core import cores, memory
+from imageclf.core import cores, memory, workers
 from imageclf.core.errors import UserError, first_line
 
 P = ParamSpec("P")
@@ -29,6 +29,8 @@ def choose_device(name: str) -> torch.device:
     for device in [device for device, there in present.items() if there and name in {"auto", device}]:
         problem = None if device == "cpu" else device_problem(torch.device(device))
         if problem is None:
+            if device == "cuda":
+                torch.cuda.set_device(workers.lease_gpu(torch.cuda.device_count()))
             return torch.device(device)
         if re.search("out of memory|busy or unavailable", problem):
             remedy = "wait until they end, or set it to cpu in params.yaml"

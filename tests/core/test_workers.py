@@ -1,14 +1,16 @@
 """Tests that the running processes of the queue are found from DVC's files."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from imageclf.study import workers
+from imageclf.core import cores, paths, workers
 
 
 @pytest.fixture
@@ -68,3 +70,53 @@ def test_another_process_with_the_same_id_is_not_an_experiment(folder: Path, pro
 def test_an_ended_task_is_a_result(folder: Path) -> None:
     (folder / "celery/result/celery-task-meta-1").touch()
     assert workers.results() == ["celery-task-meta-1"]
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in a copy of the repository, as an experiment of the queue does; return the folder of DVC's experiments."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("copy"))
+    return folder
+
+
+def test_workers_share_the_cores(copy: Path, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(9)), raising=False)
+    assert cores.allowed_cores(copy / "none") == 9
+    for number in range(1, 5):
+        describe(copy / f"celery/dvc-exp-worker-{number}.json", process.pid)
+    assert cores.allowed_cores(copy / "none") == 2
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1}, raising=False)
+    assert cores.allowed_cores(copy / "none") == 1
+    monkeypatch.chdir(paths.repository())  # your own `dvc repro` next to the queue
+    assert cores.allowed_cores(copy / "none") == 2
+
+
+LEASE = "import sys; from imageclf.core import workers; print(workers.lease_gpu(2), flush=True); sys.stdin.read()"
+
+
+@contextmanager
+def leasing() -> Iterator[int]:
+    """Start a process that leases one of two GPUs, and yield the index."""
+    with subprocess.Popen([sys.executable, "-c", LEASE], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.stdin.close()
+
+
+def test_each_experiment_of_the_queue_has_its_own_gpu(copy: Path) -> None:
+    assert copy.parent.is_dir()
+    with leasing() as first:
+        with leasing() as second, leasing() as third:
+            assert (first, second, third) == (0, 1, 0)
+        with leasing() as again:
+            assert again == 1
+    assert workers.lease_gpu(1) == 0
+
+
+def test_outside_of_the_queue_the_first_gpu_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(paths.repository())
+    with leasing() as first, leasing() as second:
+        assert (first, second) == (0, 0)
+    assert not list(folder.parent.glob("*.lock"))

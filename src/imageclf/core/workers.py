@@ -6,11 +6,47 @@ and a worker that reads a message while it is being written dies.
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
+
+import filelock
 
 from imageclf.core import paths
 
 EXPERIMENTS = Path(".dvc/tmp/exps")
+
+
+def sharing() -> int:
+    """Return the number of workers of the queue that share the machine with this experiment; 1 outside of the queue.
+
+    DVC does not say that an experiment is queued, but runs it in a copy of the repository.
+    """
+    return max(1, alive()) if _is_copy() else 1
+
+
+def lease_gpu(count: int) -> int:
+    """Return the index of a GPU that no other experiment of the queue uses, and keep it until this process ends.
+
+    Outside of the queue, and if all `count` GPUs are in use, return 0: an experiment then shares the first one.
+    """
+    if count < 2 or not _is_copy():
+        return 0
+    for index in range(count):
+        lock = filelock.FileLock(paths.repository() / f".dvc/tmp/gpu-{index}.lock")
+        with suppress(filelock.Timeout):
+            lock.acquire(blocking=False)
+            _leases.append(lock)
+            return index
+    return 0
+
+
+_leases: list[filelock.BaseFileLock] = []
+"""Locks that this process keeps; a lock that nothing refers to is released."""
+
+
+def _is_copy() -> bool:
+    """Return True if DVC runs this process in a copy of the repository: in the queue, or with `--temp`."""
+    return Path.cwd() != paths.repository()
 
 
 def alive() -> int:
