@@ -15,6 +15,7 @@ COMMANDS = {
         "compare recipes or experiments over their seeds: table, plot, a sentence per pair",
     ),
     "study": ("study.study", "run the recipes of a study from recipes.yaml, and compare them in pairs"),
+    "search": ("study.search", "search for the parameters with the best validation accuracy, with Optuna"),
 }
 """The module in `imageclf` that has the command's `main`, and a description, by command."""
 

@@ -105,12 +105,13 @@ def _outcome(experiment: Experiment) -> str:
 
 def add_options(parser: argparse.ArgumentParser, seeds: int) -> None:
     """Add the options `--seeds` (with this default), `--jobs` and `--set`."""
-    parser.add_argument("--seeds", type=_count, default=seeds, help=f"number of seeds: 0, 1, ... (default {seeds})")
-    parser.add_argument("--jobs", type=_count, default=1, help="experiments that run at a time (default 1)")
+    parser.add_argument("--seeds", type=count, default=seeds, help=f"number of seeds: 0, 1, ... (default {seeds})")
+    parser.add_argument("--jobs", type=count, default=1, help="experiments that run at a time (default 1)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter in all")
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """Parse a whole number of at least 1 for `argparse`."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"should be a whole number of at least 1, not {text!r}")
     return int(text)
