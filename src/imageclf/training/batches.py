@@ -1,12 +1,13 @@
 """Batches of a split: rows of one uint8 array, on the device.
 
 There is no DataLoader, no worker process and no Python code per image: a batch is one gather. A split that fits into
-memory stays on the device. A larger one stays memory-mapped, and each batch is read from the file. Whoever uses a batch
-normalizes it with `Batches.normalize`, so that a compiled training step includes the normalization.
+memory stays on the device. A larger one stays in its file: each batch is read through a memory map, or, if the split is
+`blocks.LARGE`, a window of many batches is read ahead. Whoever uses a batch normalizes it with `Batches.normalize`, so
+that a compiled training step includes the normalization.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from imageclf.contracts.dataset import Split
 from imageclf.training.augment import Augmentation
+from imageclf.training.blocks import BlockOrder, Reader, Window, one_ahead
 
 Normalization = tuple[list[float], list[float]]
 """Mean and standard deviation per channel, with pixels scaled to 0..1."""
@@ -57,8 +59,8 @@ class Batches:
     """A split as batches of pixels, uint8 (n, C, H, W), and targets: one-hot float32 (n, K) or indices int64 (n,).
 
     `augmentation` is applied to the pixels of `shuffled` batches. With `resident`, the images are copied to the
-    device's memory once; otherwise each batch is read from `split.images`, which may be memory-mapped. Both give the
-    same bits.
+    device's memory once; otherwise they are read from `split.images`, which may be memory-mapped. Both give the same
+    bits.
     """
 
     def __init__(
@@ -77,8 +79,12 @@ class Batches:
         self._augmentation = augmentation or None
         self._images = torch.from_numpy(split.images)
         self._targets = torch.from_numpy(split.targets).to(device)
+        self._order = BlockOrder.of(split.images)
+        self._reader = None
         if resident:
             self._images = self._images.to(device, copy=True)
+        elif self._order and isinstance(split.images, np.memmap):
+            self._reader = Reader(split.images, self._order)
 
     def resized(self, batch_size: int) -> "Batches":
         """Return the same images in batches of another size; both share the memory."""
@@ -100,21 +106,56 @@ class Batches:
 
         The first `skip` batches are left out; the others do not change.
         """
+        if self._order is None:
+            yield from self._shuffled_at_once(seed, skip)
+        else:
+            yield from _joined(self._shuffled_in_blocks(self._order, seed, skip), self.batch_size)
+
+    def _shuffled_at_once(self, seed: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.num_images, generator=generator)
-        draws = None
-        if self._augmentation is not None:
-            height, width = self._images.shape[2:]
-            draws = self._augmentation.draw(self.num_images, (height, width), generator).to(self.device)
+        draws = self._draw(self.num_images, generator)
         on_device = order.to(self.device)
         in_memory = on_device if self._images.device == self.device else order
         for start in range(skip * self.batch_size, self.num_images, self.batch_size):
             rows = slice(start, start + self.batch_size)
             # index_select copies whole images, in a third of the time of indexing by [].
             images = self._images.index_select(0, in_memory[rows]).to(self.device, non_blocking=True)
-            if self._augmentation is not None and draws is not None:
-                images = self._augmentation.apply(images, draws[rows])
-            yield images, _as_float(self._targets.index_select(0, on_device[rows]))
+            yield self._augmented(images, draws, rows), _as_float(self._targets.index_select(0, on_device[rows]))
+
+    def _shuffled_in_blocks(self, order: BlockOrder, seed: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images in pieces: batches, and at the ends of windows parts of batches."""
+        position = skip * self.batch_size
+        for window, stored in one_ahead((window, self._read(window)) for window in order.windows(seed, position)):
+            used = window.rows[window.order]
+            draws = self._draw(len(used), window.generator)
+            places = (used if stored is self._images else window.order).to(stored.device)
+            targets = self._targets.index_select(0, used.to(self.device))
+            start = window.skip
+            while start < len(used):
+                piece = slice(start, start + self.batch_size - position % self.batch_size)
+                images = stored.index_select(0, places[piece]).to(self.device)
+                yield self._augmented(images, draws, piece), _as_float(targets[piece])
+                position, start = position + len(images), start + len(images)
+
+    def _read(self, window: Window) -> Tensor:
+        """Return the images of a window in the order of its rows, or all images if they are not read from a file."""
+        if self._reader is None:
+            return self._images
+        on_gpu = self.device.type == "cuda"
+        return self._reader.read(window.rows, pinned=on_gpu).to(self.device, non_blocking=on_gpu)
+
+    def _draw(self, count: int, generator: torch.Generator) -> Tensor | None:
+        """Return the random draws of the augmentation for `count` images."""
+        if self._augmentation is None:
+            return None
+        height, width = self._images.shape[2:]
+        return self._augmentation.draw(count, (height, width), generator).to(self.device)
+
+    def _augmented(self, images: Tensor, draws: Tensor | None, rows: slice) -> Tensor:
+        if self._augmentation is None or draws is None:
+            return images
+        return self._augmentation.apply(images, draws[rows])
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, in stored order and without augmentation."""
@@ -122,6 +163,25 @@ class Batches:
             self._images.split(self.batch_size), self._targets.split(self.batch_size), strict=True
         ):
             yield images.to(self.device), _as_float(targets)
+
+
+def _joined(pieces: Iterable[tuple[Tensor, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Join consecutive pieces that are parts of a batch; the last batch may be smaller."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    for piece in pieces:
+        parts.append(piece)
+        if sum(len(targets) for _, targets in parts) == batch_size:
+            yield _cat(parts)
+            parts = []
+    if parts:
+        yield _cat(parts)
+
+
+def _cat(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    images, targets = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(targets)
 
 
 def _as_float(targets: Tensor) -> Tensor:
