@@ -19,14 +19,14 @@ from imageclf.core.errors import UserError
 from imageclf.params import RuntimeParams, TrainParams
 from imageclf.tracking import events
 from imageclf.tracking.client import Recorder
-from imageclf.training import resume
+from imageclf.training import ranks, resume
 
 if TYPE_CHECKING:
     import torch
 
     from imageclf.tracking.progress import Progress
     from imageclf.training.batches import Batches, Normalize
-    from imageclf.training.fit import Epoch, Position
+    from imageclf.training.fit import Epoch, OnStep, Position
 
 
 def main() -> None:
@@ -35,12 +35,17 @@ def main() -> None:
     options, machine = settings.of(TrainParams), settings.runtime
     data = dataset.read(paths.PROCESSED)
     key = training_key(options, machine, data)
+    if ranks.rank():
+        ranks.end_with_rank_0()
+        train(options, machine, data, resume.shared_slot(key), Recorder(None))
+        return
     with (
         resume.slot(key) as slot,
         events.training_run(key, resumes=slot.exists(), enabled=machine.tracking) as recorder,
     ):
         events.training_started(recorder, settings, data.manifest)
         spec = train(options, machine, data, slot, recorder)
+        assert spec is not None
         events.training_ended(recorder, spec)
         slot.clear()
 
@@ -61,8 +66,8 @@ def training_key(options: TrainParams, machine: RuntimeParams, data: Prepared) -
 
 def train(
     options: TrainParams, machine: RuntimeParams, data: Prepared, slot: resume.Slot, recorder: Recorder
-) -> ModelSpec:
-    """Build the net, fit it, and write its best epoch."""
+) -> ModelSpec | None:
+    """Build the net, fit it, and write its best epoch; a rank other than 0 takes part, writes nothing, returns None."""
     if options.patience and "val" not in data:
         raise UserError("patience needs validation images; set val_fraction to 0.1, or leave patience empty")
     if machine.device == "cpu":
@@ -73,7 +78,6 @@ def train(
     from imageclf.tracking.summary import as_table, describe_layers
     from imageclf.training import optim, runtime
     from imageclf.training.batches import Batches, Normalize
-    from imageclf.training.losses import balanced_weights
     from imageclf.training.scoring import BATCH_SIZE
 
     device, threads = runtime.choose_device(machine.device), runtime.set_threads(machine.threads)
@@ -86,30 +90,77 @@ def train(
     net = models.build(spec.model, spec.image_shape, len(spec.classes), **arguments)
     layers = as_table(describe_layers(net, spec.image_shape))
     print(layers, flush=True)
-    events.net_built(recorder, layers, {"device": str(device), "threads": str(threads), "torch": torch.__version__})
+    processes = ranks.count(machine.processes, net, device)
+    if processes > 1 and machine.threads == "auto":
+        threads = runtime.set_threads(max(1, threads // processes))
+    settings = {"device": device, "threads": threads, "processes": processes, "torch": torch.__version__}
+    events.net_built(recorder, layers, {key: str(value) for key, value in settings.items()})
 
     net = runtime.place(net, device)
     optimizer_options = optim.OptimizerOptions(
         lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, weight_decay=options.weight_decay
     )
     optimizer = optim.OPTIMIZERS[options.optimizer](net, optimizer_options)
-    state = resume.TrainingState(net, optimizer, slot, save_every_s=60 * machine.checkpoint_minutes)
+    state = resume.TrainingState(
+        net, optimizer, slot, save_every_s=60 * machine.checkpoint_minutes, processes=processes
+    )
     normalize = Normalize(data.normalization, data.whitening)
-    batches = training_batches(options, data, normalize, device)
-    scored = {"train": batches.resized(BATCH_SIZE)}
-    if "val" in data:
-        scored["val"] = Batches(data["val"], normalize, BATCH_SIZE, device, resident=fits(data["val"], device))
-    class_weights = None
-    if options.class_weights == "balanced":
-        class_weights = balanced_weights(data["train"].labels, len(spec.classes))
-    for epoch in fitted_epochs(
-        state, options, machine, train=batches, val=scored.get("val"), class_weights=class_weights
-    ):
-        events.epoch_ended(recorder, epoch)
+    with ranks.joined(processes, device) as place:
+        batches = training_batches(options, data, normalize, device, place)
+        if place.rank:
+            follow(state, options, data, batches)
+            return None
+        scored = {"train": batches.resized(BATCH_SIZE)}
+        if "val" in data:
+            scored["val"] = Batches(data["val"], normalize, BATCH_SIZE, device, resident=fits(data["val"], device))
+        for epoch in fitted_epochs(state, options, machine, data, train=batches, val=scored.get("val")):
+            events.epoch_ended(recorder, epoch)
     return write(state, options, data, spec, scored)
 
 
-def training_batches(options: TrainParams, data: Prepared, normalize: "Normalize", device: "torch.device") -> "Batches":
+def follow(state: resume.TrainingState, options: TrainParams, data: Prepared, batches: "Batches") -> None:
+    """Take part in the training of rank 0, which ends this process."""
+    state.restore()
+    for _ in fit_from(state, options, data, train=batches):
+        pass
+
+
+def fit_from(
+    state: resume.TrainingState,
+    options: TrainParams,
+    data: Prepared,
+    *,
+    train: "Batches",
+    val: "Batches | None" = None,
+    on_step: "OnStep | None" = None,
+) -> Iterator["Epoch"]:
+    """Yield the epochs of the training from the position of its state on."""
+    from imageclf.training import optim, runtime
+    from imageclf.training.fit import fit
+    from imageclf.training.losses import LOSSES, balanced_weights
+
+    balanced = options.class_weights == "balanced"
+    return fit(
+        state.net,
+        state.optimizer,
+        optim.with_warmup(optim.SCHEDULES[options.schedule], options.warmup),
+        LOSSES[options.loss],
+        train=train,
+        val=val,
+        epochs=options.epochs,
+        seed=options.seed,
+        label_smoothing=options.label_smoothing,
+        class_weights=balanced_weights(data["train"].labels, len(data.manifest.classes)) if balanced else None,
+        autocast=runtime.autocast(options.precision, train.device),
+        compiled=options.compile,
+        start=state.position,
+        on_step=on_step,
+    )
+
+
+def training_batches(
+    options: TrainParams, data: Prepared, normalize: "Normalize", device: "torch.device", place: ranks.Ranks
+) -> "Batches":
     """Return the augmented batches of the train split, which stays on the disk if it is large."""
     from imageclf.training.augment import Augmentation
     from imageclf.training.batches import Batches
@@ -123,7 +174,9 @@ def training_batches(options: TrainParams, data: Prepared, normalize: "Normalize
             f"memory of the device",
             flush=True,
         )
-    return Batches(split, normalize, options.batch_size, device, augmentation=augmentation, resident=resident)
+    return Batches(
+        split, normalize, options.batch_size, device, augmentation=augmentation, resident=resident, ranks=place
+    )
 
 
 def fits(split: Split, device: "torch.device") -> bool:
@@ -137,19 +190,16 @@ def fitted_epochs(
     state: resume.TrainingState,
     options: TrainParams,
     machine: RuntimeParams,
+    data: Prepared,
     *,
     train: "Batches",
     val: "Batches | None",
-    class_weights: "torch.Tensor | None",
 ) -> Iterator["Epoch"]:
     """Yield each epoch after the state is saved; first those of an interrupted training.
 
     A signal stops the training at the end of a step, after the state is saved.
     """
     from imageclf.tracking.progress import Progress
-    from imageclf.training import optim, runtime
-    from imageclf.training.fit import fit
-    from imageclf.training.losses import LOSSES
 
     if state.restore():
         print(f"resuming at epoch {state.position.epoch}, step {state.position.step + 1}", flush=True)
@@ -161,22 +211,8 @@ def fitted_epochs(
         Progress(options.epochs, len(train), done=done, bar=machine.progress) as progress,
         process.deferred_signals() as signals,
     ):
-        for epoch in fit(
-            state.net,
-            state.optimizer,
-            optim.with_warmup(optim.SCHEDULES[options.schedule], options.warmup),
-            LOSSES[options.loss],
-            train=train,
-            val=val,
-            epochs=options.epochs,
-            seed=options.seed,
-            label_smoothing=options.label_smoothing,
-            class_weights=class_weights,
-            autocast=runtime.autocast(options.precision, train.device),
-            compiled=options.compile,
-            start=state.position,
-            on_step=partial(after_step, progress, state, signals),
-        ):
+        on_step = partial(after_step, progress, state, signals)
+        for epoch in fit_from(state, options, data, train=train, val=val, on_step=on_step):
             progress.epoch(epoch)
             state.save_epoch(epoch)
             yield epoch

@@ -22,7 +22,7 @@ OUTPUTS = {
     "download": [paths.RAW],
     "preprocess": [paths.PROCESSED],
     "train": [paths.MODEL, paths.HISTORY, paths.TRAIN_SCORES],
-    "evaluate": [paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS, paths.PLOTS],
+    "evaluate": [paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD, paths.PLOTS],
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from imageclf.contracts.dataset import Split
 from imageclf.training.augment import Augmentation
 from imageclf.training.blocks import BlockOrder, Reader, Window, one_ahead
+from imageclf.training.ranks import ALONE, Ranks
 
 Normalization = tuple[list[float], list[float]]
 """Mean and standard deviation per channel, with pixels scaled to 0..1."""
@@ -60,7 +61,7 @@ class Batches:
 
     `augmentation` is applied to the pixels of `shuffled` batches. With `resident`, the images are copied to the
     device's memory once; otherwise they are read from `split.images`, which may be memory-mapped. Both give the same
-    bits.
+    bits. `shuffled` gives each of several `ranks` its part of every batch.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Batches:
         *,
         augmentation: Augmentation | None = None,
         resident: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.batch_size = batch_size
+        self.ranks = ranks
         self.device = device
         self.normalize = normalize.to(device)
         self._augmentation = augmentation or None
@@ -109,7 +112,9 @@ class Batches:
         if self._order is None:
             yield from self._shuffled_at_once(seed, skip)
         else:
-            yield from _joined(self._shuffled_in_blocks(self._order, seed, skip), self.batch_size)
+            for images, targets in _joined(self._shuffled_in_blocks(self._order, seed, skip), self.batch_size):
+                rows = self.ranks.share(0, len(targets))
+                yield images[rows], targets[rows]
 
     def _shuffled_at_once(self, seed: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
@@ -118,7 +123,7 @@ class Batches:
         on_device = order.to(self.device)
         in_memory = on_device if self._images.device == self.device else order
         for start in range(skip * self.batch_size, self.num_images, self.batch_size):
-            rows = slice(start, start + self.batch_size)
+            rows = self.ranks.share(start, min(start + self.batch_size, self.num_images))
             # index_select copies whole images, in a third of the time of indexing by [].
             images = self._images.index_select(0, in_memory[rows]).to(self.device, non_blocking=True)
             yield self._augmented(images, draws, rows), _as_float(self._targets.index_select(0, on_device[rows]))

@@ -135,18 +135,24 @@ def _train_epoch(
     for step, (images, targets) in enumerate(train.shuffled(derive(seed, epoch, 1), start.step), start.step + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(epoch, step)
-        batch_loss, batch_correct = gradients(images, targets)
+        if train.ranks.size > 1:  # each rank has its own dropout, which does not depend on what it did before
+            torch.manual_seed(derive(seed, epoch, 0, step, train.ranks.rank))
+        whole = min(train.batch_size, train.num_images - (step - 1) * train.batch_size)
+        batch_loss, batch_correct = gradients(images, targets, whole)
         optimizer.step()
         losses[step - 1] = batch_loss
         correct += batch_correct
-        images_seen += len(targets)
+        images_seen += whole
         if on_step is not None:
             on_step(Position(epoch, step, images_seen, losses, correct))
     return losses, correct.item() / images_seen
 
 
 class GradientAccumulator:
-    """Computes the gradients of a batch: at once, or in micro-batches if the device's memory is too small."""
+    """Computes the gradients of a batch: at once, or in micro-batches if the device's memory is too small.
+
+    Several ranks compute those of their parts of the batch, and add them.
+    """
 
     def __init__(
         self,
@@ -162,17 +168,19 @@ class GradientAccumulator:
         self._loss, self._label_smoothing, self._autocast = loss, label_smoothing, autocast
         self._add_whole_batch = compile_step(self._add_gradients) if compiled else self._add_gradients
         self._micro_batches = 1
+        self._ranks = train.ranks
 
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, targets: Tensor, whole: int) -> tuple[Tensor, Tensor]:
         """Store the gradients of the mean loss in the net; return this loss and the number of correct images.
 
-        `images` are pixels. If memory runs out, this batch and all later ones are split into twice as many
-        micro-batches: the same gradients up to rounding. Batch norm would compute other statistics, so for a net that
-        has it a `UserError` names a batch size that fits.
+        `images` are the pixels of this rank's part of a batch of `whole` images. If memory runs out, this batch and all
+        later ones are split into twice as many micro-batches: the same gradients up to rounding. Batch norm would
+        compute other statistics, so for a net that has it a `UserError` names a batch size that fits.
         """
         while True:
             try:
-                return self._accumulate(images, targets)
+                loss, correct = self._accumulate(images, targets, whole)
+                break
             except torch.OutOfMemoryError:
                 self._net.zero_grad()
             if len(targets) <= self._micro_batches:
@@ -184,15 +192,27 @@ class GradientAccumulator:
                 )
             self._micro_batches *= 2
             print(f"out of memory: each batch is now split into {self._micro_batches} micro-batches", flush=True)
+        if self._ranks.size > 1:
+            self._sum_over_ranks(loss, correct)
+        return loss, correct
 
-    def _accumulate(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _sum_over_ranks(self, loss: Tensor, correct: Tensor) -> None:
+        trained = [weights for weights in self._net.parameters() if weights.requires_grad]
+        for weights in trained:
+            if weights.grad is None:
+                weights.grad = torch.zeros_like(weights)  # the batch had no image for this rank
+        self._ranks.sum([*(weights.grad for weights in trained if weights.grad is not None), loss, correct])
+
+    def _accumulate(self, images: Tensor, targets: Tensor, whole: int) -> tuple[Tensor, Tensor]:
         self._net.zero_grad()
-        if self._micro_batches == 1 and len(targets) == self._batch_size:
-            return self._add_whole_batch(images, targets)
+        if self._micro_batches == 1 and whole == self._batch_size and len(targets):
+            return self._add_whole_batch(images, targets, len(targets) / whole)
         total, correct = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
-        pairs = zip(images.chunk(self._micro_batches), targets.chunk(self._micro_batches), strict=True)
+        if not len(targets):
+            return total, correct
+        pairs = zip(images.tensor_split(self._micro_batches), targets.tensor_split(self._micro_batches), strict=True)
         for micro_images, micro_targets in pairs:
-            loss, hits = self._add_gradients(micro_images, micro_targets, len(micro_targets) / len(targets))
+            loss, hits = self._add_gradients(micro_images, micro_targets, len(micro_targets) / whole)
             total += loss
             correct += hits
         return total, correct

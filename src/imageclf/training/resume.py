@@ -86,7 +86,9 @@ class Slot:
 class TrainingState:
     """A training in progress: everything that its outcome depends on besides its key, saved in a slot."""
 
-    def __init__(self, net: "nn.Module", optimizer: "Optimizer", slot: Slot, *, save_every_s: float) -> None:
+    def __init__(
+        self, net: "nn.Module", optimizer: "Optimizer", slot: Slot, *, save_every_s: float, processes: int = 1
+    ) -> None:
         from imageclf.training.fit import Position
 
         self.net, self.optimizer = net, optimizer
@@ -95,7 +97,7 @@ class TrainingState:
         self.best_weights: dict[str, Tensor] = {}
         """Weights after the best epoch, on the CPU."""
         self.position = Position()
-        self._device = next(net.parameters()).device
+        self._device, self._processes = next(net.parameters()).device, processes
         self._slot, self._save_every_s, self._saved = slot, save_every_s, time.monotonic()
 
     def save_epoch(self, epoch: "Epoch") -> None:
@@ -129,8 +131,14 @@ class TrainingState:
         from imageclf.training.fit import Epoch, Position
 
         state = self._slot.load()
-        if state is None or state["device"] != str(self._device):
+        if state is None or state["device"] != self._device.type:
             return False
+        if state["processes"] != self._processes:
+            print(
+                f"the training was begun with runtime.processes {state['processes']}, now there are {self._processes}: "
+                "the last digits will differ from those of an undisturbed training",
+                flush=True,
+            )
         self.net.load_state_dict(state["net"])
         initial_lrs = [group["lr"] for group in self.optimizer.param_groups]  # `fit` schedules from these
         self.optimizer.load_state_dict(state["optimizer"])
@@ -145,7 +153,8 @@ class TrainingState:
     def _save(self) -> None:
         self._slot.save(
             {
-                "device": str(self._device),
+                "device": self._device.type,
+                "processes": self._processes,
                 "net": self.net.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "epochs": [vars(epoch) for epoch in self.epochs],
@@ -157,12 +166,21 @@ class TrainingState:
         self._saved = time.monotonic()
 
 
+def _folder() -> Path:
+    return paths.repository() / FOLDER
+
+
+def shared_slot(key: str) -> Slot:
+    """Return the slot of a training that rank 0 has opened; other ranks only read it."""
+    return Slot(_folder() / f"{key}.state")
+
+
 @contextmanager
 def slot(key: str) -> Iterator[Slot]:
     """Open the slot of this key for one process at a time; a second process waits until the first has ended."""
     import filelock
 
-    folder = paths.repository() / FOLDER
+    folder = _folder()
     folder.mkdir(exist_ok=True)
     lock = filelock.FileLock(folder / f"{key}.lock")
     try:
@@ -173,7 +191,7 @@ def slot(key: str) -> Iterator[Slot]:
     try:
         for temporary in folder.glob(f".{key}.state.*.tmp"):  # left by a process that was killed while it saved
             temporary.unlink()
-        yield Slot(folder / f"{key}.state")
+        yield shared_slot(key)
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

@@ -30,7 +30,8 @@ def choose_device(name: str) -> torch.device:
         problem = None if device == "cpu" else device_problem(torch.device(device))
         if problem is None:
             if device == "cuda":
-                torch.cuda.set_device(workers.lease_gpu(torch.cuda.device_count()))
+                local_rank = os.environ.get("LOCAL_RANK")
+                torch.cuda.set_device(int(local_rank or workers.lease_gpu(torch.cuda.device_count())))
             return torch.device(device)
         if re.search("out of memory|busy or unavailable", problem):
             remedy = "wait until they end, or set it to cpu in params.yaml"
