@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from imageclf import params
 from imageclf.contracts import dataset, model
+from imageclf.contracts import report as data_report
 from imageclf.contracts.dataset import Prepared
+from imageclf.contracts.report import DataReport
 from imageclf.core import files, paths, process
 from imageclf.tracking import events
 
@@ -49,6 +51,7 @@ def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
     train_scores.pop("epoch")
     scores |= quality.class_scores(classes)
     scores |= {"calibration_error": calibration.error, "gap": train_scores["train"]["accuracy"] - scores["accuracy"]}
+    about_data = data_report.read(paths.DATA_REPORT)
     remarks = quality.remarks(train_scores["train"]["accuracy"], scores["accuracy"], classes, names)
 
     files.write_json(paths.TEST_SCORES, {"test": scores})
@@ -57,6 +60,7 @@ def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
     found = card.Findings(train=train_scores, test=scores, classes=classes, calibration=calibration, remarks=remarks)
     files.write_text(paths.MODEL_CARD, card.as_markdown(loaded.spec, data.manifest, found))
     draw(data, names, confusion, probabilities)
+    draw_data(data, about_data, names)
     report(scores, names, remarks)
     print(fonts.note(names), end="")
     return scores
@@ -74,6 +78,20 @@ def draw(
     for name, rows in (("samples", slice(8)), ("mistakes", tables.most_confident_mistakes(labels, probabilities)[:8])):
         plot = paths.PLOTS / f"{name}.png"
         plots.plot_predictions(plot, images[rows], labels[rows], probabilities[rows], names)
+
+
+def draw_data(data: Prepared, about: DataReport, names: Sequence[str]) -> None:
+    """Draw the train images of each class, and the closest pairs of near-duplicates."""
+    from imageclf.evaluation import plots
+
+    train, test = data["train"], data["test"]
+    shown = dataset.unpermute(train.images[: plots.MOST_IMAGES], data.permutation)
+    plots.plot_classes(paths.PLOTS / "data.png", shown, train.labels[: len(shown)], names)
+    if about.near and (pairs := about.near.pairs[:5]):
+        shown_test = dataset.unpermute(test.images[[pair.test for pair in pairs]], data.permutation)
+        shown_train = dataset.unpermute(train.images[[pair.train for pair in pairs]], data.permutation)
+        titles = [f"{pair.test} and {pair.train}\ncorrelation {pair.details:.2f}" for pair in pairs]
+        plots.plot_pairs(paths.PLOTS / "near_duplicates.png", shown_test, shown_train, titles)
 
 
 def report(scores: dict[str, float], names: Sequence[str], remarks: Sequence[str]) -> None:

@@ -119,10 +119,12 @@ def train(
 
 
 def follow(state: resume.TrainingState, options: TrainParams, data: Prepared, batches: "Batches") -> None:
-    """Take part in the training of rank 0, which ends this process."""
+    """Take part in the training of rank 0, which reads and writes the state."""
     state.restore()
-    for _ in fit_from(state, options, data, train=batches):
-        pass
+    if not state.stalled(options.patience):
+        for _ in fit_from(state, options, data, train=batches):
+            if batches.ranks.any(False):
+                return
 
 
 def fit_from(
@@ -217,7 +219,7 @@ def fitted_epochs(
             state.save_epoch(epoch)
             yield epoch
             signals.stop_if_received()
-            if state.stalled(options.patience):
+            if train.ranks.any(state.stalled(options.patience)):
                 assert state.best is not None
                 best = state.best.number
                 print(f"stopping: none of the last {options.patience} epochs was better than epoch {best} (patience)")

@@ -147,3 +147,28 @@ def test_a_class_name_is_plotted_as_text_even_if_it_looks_like_a_formula(tmp_pat
     plots.plot_confusion(tmp_path / "confusion.png", names, np.eye(2, dtype=np.int64))
     plots.plot_predictions(tmp_path / "samples.png", made_images(8, 1), labels, probabilities, names)
     assert png_size(tmp_path / "samples.png") == (800, 500)
+
+
+@pytest.mark.parametrize("channels", [1, 3], ids=["gray", "color"])
+@pytest.mark.parametrize("classes", [2, 30])
+def test_the_picture_of_the_data_has_a_row_per_class(classes: int, channels: int, tmp_path: Path) -> None:
+    images = made_images(100, channels)
+    labels = np.arange(100) % classes
+    labels[labels == 1] = 0  # a class without images has no row
+    plots.plot_classes(tmp_path / "plot.png", images, labels, [f"class {row}" for row in range(classes)])
+    rows = min(classes - 1, plots.MOST_ROWS)
+    assert png_size(tmp_path / "plot.png") == pytest.approx((800, 100 + 70 * rows), abs=1)
+
+
+def test_the_picture_of_the_data_shows_the_mean_of_a_class(tmp_path: Path) -> None:
+    images = np.stack([np.full((1, 8, 8), level, np.uint8) for level in (40, 60)])
+    plots.plot_classes(tmp_path / "plot.png", images, np.array([0, 0]), ["a", "b"])
+    with Image.open(tmp_path / "plot.png") as picture:
+        levels = {color for _, color in picture.convert("L").getcolors() or ()}
+    assert {40, 50, 60} <= levels
+
+
+def test_pairs_are_drawn_in_columns(tmp_path: Path) -> None:
+    images = made_images(3, 3)
+    plots.plot_pairs(tmp_path / "plot.png", images, images, ["1 and 2", "3 and 4", "5 and 6"])
+    assert png_size(tmp_path / "plot.png") == (800, 450)

@@ -20,7 +20,7 @@ QUICK = {"model": "mlp", "hidden": "[16]", "epochs": "1", "batch_size": "256"}
 
 OUTPUTS = {
     "download": [paths.RAW],
-    "preprocess": [paths.PROCESSED],
+    "preprocess": [paths.PROCESSED, paths.DATA_REPORT],
     "train": [paths.MODEL, paths.HISTORY, paths.TRAIN_SCORES],
     "evaluate": [paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD, paths.PLOTS],
 }

@@ -65,20 +65,25 @@ def weights(root: Path) -> str:
     return outputs(root, "train")["data/model/model.safetensors"]
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(
+    ("processes", "changes"),
+    [(2, {"epochs": "9", "patience": "1", "schedule": "constant", "lr": "0.02"}), (3, {"shift": "1"})],
+)
 def test_ranks_give_the_bits_of_one_process_that_splits_its_batches(
-    processes: int, prepared: Path, tmp_path: Path
+    processes: int, changes: dict[str, str], prepared: Path, tmp_path: Path
 ) -> None:
     """1,293 images in batches of 61 make parts of different sizes, and a last batch of 12 images."""
-    together = new_project(prepared, tmp_path / "together", model="cnn", channels="[4]", processes=str(processes))
+    changes = {"model": "cnn", "channels": "[4]", **changes}
+    together = new_project(prepared, tmp_path / "together", **changes, processes=str(processes))
     result = run_stage(together, "train")
     assert result.code == 0, result.output
-    alone = new_project(prepared, tmp_path / "alone", model="cnn", channels="[4]", processes="1")
+    alone = new_project(prepared, tmp_path / "alone", **changes, processes="1")
     code = IN_PIECES.format(pieces=processes)
     subprocess.run([sys.executable, "-c", code], cwd=alone, env=environment(alone), check=True, capture_output=True)
     assert weights(together) == weights(alone)
     assert (together / "metrics/history.csv").read_text() == (alone / "metrics/history.csv").read_text()
-    assert result.output.count("epoch 2/2") == 1  # only rank 0 prints
+    assert result.output.count("epoch 2/") == 1  # only rank 0 prints
+    assert ("(patience)" in result.output) == ("patience" in changes)
 
 
 def test_a_net_with_batch_norm_needs_one_process(prepared: Path, tmp_path: Path) -> None:
@@ -159,7 +164,7 @@ def test_a_killed_training_leaves_no_process_and_resumes_to_the_same_bits(
         assert process.returncode == code, output
     assert "Traceback" not in output
     if victim == "rank 1":
-        assert "error: of 2 processes that train together, died with an exit code: rank 1 (-9)" in output
+        assert "error: another process of this training has ended, with an exit code: rank 1 (-9)" in output
     wait_for_end(root)
     result = run_stage(root, "train")
     assert "resuming at epoch" in result.output
@@ -176,3 +181,15 @@ def test_a_training_can_be_resumed_with_another_number_of_processes(prepared: Pa
     assert result.code == 0, result.output
     assert "was begun with runtime.processes 2, now there are 1: the last digits will differ" in result.output
     assert "resuming at epoch" in result.output
+
+
+def test_a_launcher_may_start_the_ranks(prepared: Path, tmp_path: Path) -> None:
+    root = new_project(prepared, tmp_path / "launched", processes="1")
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "stages.train"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=root, env=environment(root), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = new_project(prepared, tmp_path / "started", processes="2")
+    assert run_stage(expected, "train").code == 0
+    assert weights(root) == weights(expected)

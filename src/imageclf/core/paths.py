@@ -15,6 +15,7 @@ WEIGHTS = MODEL / "model.safetensors"
 MODEL_SPEC = MODEL / "model.json"
 
 METRICS = Path("metrics")
+DATA_REPORT = METRICS / "data.json"
 HISTORY = METRICS / "history.csv"
 TRAIN_SCORES = METRICS / "train.json"
 TEST_SCORES = METRICS / "test.json"

@@ -30,7 +30,7 @@ class Findings:
 
     train: the scores of the training by split, as in metrics/train.json.
     test: the scores of the test split by name, as in metrics/test.json.
-    remarks: sentences about the scores, from `quality.remarks`.
+    remarks: sentences about the scores and the data, from `quality.remarks` and the data report.
     """
 
     train: dict[str, dict[str, float]]

@@ -18,6 +18,12 @@ MOST_LABELS = 140
 LONGEST_LABEL, LONGEST_TITLE = 30, 24
 """Maximum number of columns of a name on an axis of the confusion plot, and above an image."""
 
+MOST_ROWS, SAMPLES, GAP = 20, 8, 2
+"""Maximum number of classes in the picture of the data, images shown of each, and pixels between two images."""
+
+MOST_IMAGES = 10_000
+"""Train images of which the picture of the data is made."""
+
 INCHES_PER_COLUMN = 0.085
 """Width of one column of a label on an axis."""
 
@@ -74,6 +80,58 @@ def plot_predictions(
         if len(images) == 0:
             figure.text(0.5, 0.5, "none", ha="center")
         _save(figure, path)
+
+
+def plot_classes(
+    path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: Sequence[str], seed: int = 0
+) -> None:
+    """Draw a row per class: the mean of its images (n, C, H, W), and some of them; the first classes if they are many.
+
+    The images are the first `MOST_IMAGES`, and those that are shown are drawn at random.
+    """
+    images, labels = images[:MOST_IMAGES], labels[:MOST_IMAGES]
+    numbers = np.unique(labels)[:MOST_ROWS]
+    random, rows = np.random.default_rng(seed), []
+    for number in numbers:
+        mine = np.flatnonzero(labels == number)
+        mean = images[mine].mean(axis=0).round().astype(np.uint8)
+        shown = images[np.sort(random.permutation(mine)[:SAMPLES])]
+        blank = np.full((SAMPLES - len(shown), *mean.shape), 255, np.uint8)
+        rows.append(np.concatenate([mean[None], shown, blank]))
+    shown_names = fonts.labels(classes)
+    names = [fonts.cut(shown_names.texts[number], LONGEST_LABEL) for number in numbers]
+    more = f" (the first {MOST_ROWS} of {len(classes):,} classes)" if len(classes) > MOST_ROWS else ""
+    with _figure(1, 1, (8, 1 + 0.7 * len(rows)), shown_names) as (figure, (axes,)):
+        _mosaic(axes, np.stack(rows))
+        height, width = images.shape[2] + GAP, images.shape[3] + GAP
+        axes.set_yticks([(row + 0.5) * height for row in range(len(rows))])
+        axes.set_yticklabels(names, parse_math=False)
+        axes.set_xticks([0.5 * width, (1 + SAMPLES / 2) * width])
+        axes.set_xticklabels(["mean", f"train images{more}"])
+        _save(figure, path)
+
+
+def plot_pairs(path: Path, test: NDArray[np.uint8], train: NDArray[np.uint8], titles: Sequence[str]) -> None:
+    """Draw pairs of images, each (n, C, H, W): a column per pair, the test image above the train image."""
+    with _figure(1, 1, (8, 4.5), fonts.labels(())) as (figure, (axes,)):
+        _mosaic(axes, np.stack([test, train]))
+        height, width = test.shape[2] + GAP, test.shape[3] + GAP
+        axes.set_yticks([0.5 * height, 1.5 * height])
+        axes.set_yticklabels(["test", "train"])
+        axes.set_xticks([(column + 0.5) * width for column in range(len(titles))])
+        axes.set_xticklabels(titles, fontsize=8)
+        _save(figure, path)
+
+
+def _mosaic(axes: Any, images: NDArray[np.uint8]) -> None:
+    """Show images (rows, columns, C, H, W) as a grid with white gaps of `GAP` pixels."""
+    padded = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=255)
+    rows, columns, channels, height, width = padded.shape
+    grid = padded.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    axes.imshow(grid[:, :, 0] if channels == 1 else grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
 
 
 @contextmanager

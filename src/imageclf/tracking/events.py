@@ -71,7 +71,7 @@ def training_restored(recorder: Recorder, settings: Params, data: "DatasetManife
 def evaluated(recorder: Recorder, scores: dict[str, float], epoch: int) -> None:
     """Record the scores, tables and plots of the test split."""
     recorder.metrics(flatten({"test": scores}), epoch)
-    recorder.artifacts([paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD])
+    recorder.artifacts([paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD, paths.DATA_REPORT])
     recorder.artifacts(sorted(paths.PLOTS.glob("*.png")), folder="plots")
 
 

@@ -10,11 +10,12 @@ takes each batch in as many micro-batches.
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,6 +69,17 @@ class Ranks:
         for tensor, part in zip(tensors, total.split([len(part) for part in parts]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
+    def any(self, value: bool) -> bool:
+        """Return True if the value is true on one of the ranks, which all must call."""
+        if self.size == 1:
+            return value
+        import torch
+        from torch import distributed
+
+        count = torch.tensor(float(value), device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+        self.sum([count])
+        return count.item() > 0
+
 
 ALONE = Ranks()
 
@@ -105,7 +117,7 @@ def joined(size: int, device: "torch.device") -> Iterator[Ranks]:
         yield ALONE
         return
     if "RANK" in os.environ:
-        with _connected(None, device) as ranks:
+        with _named_by([]), _connected(None, device) as ranks:
             yield ranks
         return
     with (
@@ -120,12 +132,10 @@ def joined(size: int, device: "torch.device") -> Iterator[Ranks]:
 @contextmanager
 def _children(size: int, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start ranks 1, 2, ... of this stage, and end them with the block."""
-    meeting = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting = {"WORLD_SIZE": str(size), "MASTER_PORT": str(port)}
     os.environ.update(meeting)
     meeting[PARENT] = str(os.getpid())
-    children = [
-        _start({**os.environ, **meeting, "RANK": str(number), "LOCAL_RANK": str(number)}) for number in range(1, size)
-    ]
+    children = [_start({**meeting, "RANK": str(number), "LOCAL_RANK": str(number)}) for number in range(1, size)]
     try:
         yield children
     finally:
@@ -135,10 +145,10 @@ def _children(size: int, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
             child.wait()
 
 
-def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _start(variables: dict[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "stages.train"],
-        env=environment,
+        env={**os.environ, **variables},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,  # rank 0 prints
         start_new_session=True,  # Ctrl-C reaches rank 0 alone
@@ -157,7 +167,7 @@ def end_with_rank_0() -> None:
 
 @contextmanager
 def _named_by(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Raise `UserError` with the exit codes of dead ranks in place of an error of the connection to them."""
+    """Raise `UserError`, with the exit codes of dead ranks, in place of an error of the connection to them."""
     try:
         yield
     except RuntimeError as error:
@@ -165,34 +175,37 @@ def _named_by(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(DEATH_S)
         dead = [f"rank {number} ({child.returncode})" for number, child in enumerate(children, 1) if child.returncode]
-        if not dead:
+        if not dead and not re.search("Connection (closed|reset)|Broken pipe", str(error)):
             raise
+        codes = f", with an exit code: {', '.join(dead)}" if dead else ""
         raise UserError(
-            f"of {len(children) + 1} processes that train together, died with an exit code: {', '.join(dead)} "
-            f"({first_line(error)}); the same command resumes the training"
+            f"another process of this training has ended{codes} ({first_line(error)}); the same command resumes it"
         ) from error
 
 
 @contextmanager
 def _connected(server: socket.socket | None, device: "torch.device") -> Iterator[Ranks]:
-    """Meet the other ranks, over `server` if this process is the one that listens."""
+    """Meet the other ranks: over `server` if this is rank 0 and has started them, or as the launcher has set it up."""
     from torch import distributed
 
     number, size = rank(), int(os.environ["WORLD_SIZE"])
-    if os.environ["MASTER_ADDR"] == "127.0.0.1":
+    store = None
+    if server is not None or PARENT in os.environ:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # works also if the name of the host cannot be resolved
-    store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        size,
-        is_master=number == 0,
-        timeout=timedelta(seconds=MEETING_S),
-        wait_for_workers=False,
-        master_listen_fd=None if server is None else os.dup(server.fileno()),
-    )
+        store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            "127.0.0.1",
+            int(os.environ["MASTER_PORT"]),
+            size,
+            is_master=server is not None,
+            timeout=timedelta(seconds=MEETING_S),
+            wait_for_workers=False,
+            master_listen_fd=None if server is None else os.dup(server.fileno()),
+        )
     backend = "nccl" if device.type == "cuda" else "gloo"
+    wait = timedelta(seconds=STEP_S)
+    # Without a store, torch reads the variables that torchrun or srun has set.
     distributed.init_process_group(
-        backend, store=store, rank=number, world_size=size, timeout=timedelta(seconds=STEP_S)
+        backend, store=store, rank=number if store else -1, world_size=size if store else -1, timeout=wait
     )
     yield Ranks(number, size)
     # The process group is not destroyed: ranks end one after the other, and the last one would wait for the others.

@@ -1,0 +1,1 @@
+"""The report on the prepared data: counts, duplicates, near-duplicates and warnings."""
