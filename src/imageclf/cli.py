@@ -9,6 +9,7 @@ from imageclf.core import process
 COMMANDS = {
     "predict": ("usage.predict", "classify image files, and the images in folders"),
     "export": ("usage.export", "write a trained model as an ONNX or PyTorch program, and check its answers"),
+    "demo": ("usage.demo", "open a page on which models classify what you draw, or a picture"),
     "recipes": ("study.launch", "run recipes from recipes.yaml as DVC experiments, several seeds of each"),
     "compare": (
         "study.compare",

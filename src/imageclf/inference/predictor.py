@@ -4,7 +4,6 @@ file, base64 text or raw pixels -> uint8 of `raw_shape` (Pillow) -> preparation 
 """
 
 import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,14 +54,18 @@ class Predictor:
         if text.startswith("data:"):
             text = text.partition(",")[2]
         try:
-            return self.read(base64.b64decode(text, validate=True))
-        except binascii.Error as error:
+            data = base64.b64decode(text, validate=True)
+        except ValueError as error:  # also raised for characters that are not ASCII
             raise InputError(f"not base64: {error}") from None
+        return self.read(data)
 
     def probabilities(self, raw: Pixels) -> NDArray[np.float32]:
         """Return the probability of each class, (n, K), for raw pixels (n, channels, height, width)."""
-        prepared = transform.apply(self.spec.preparation, self._permutation, raw)
-        return self.probabilities_of_prepared(torch.from_numpy(np.ascontiguousarray(prepared)))
+        return self.probabilities_of_prepared(torch.from_numpy(np.ascontiguousarray(self.prepared(raw))))
+
+    def prepared(self, raw: Pixels) -> Pixels:
+        """Return raw pixels (n, channels, height, width) as the net sees them, before the normalization."""
+        return transform.apply(self.spec.preparation, self._permutation, raw)
 
     def probabilities_of_prepared(self, prepared: torch.Tensor) -> NDArray[np.float32]:
         """Return the probability of each class, (n, K), for prepared pixels uint8 (n, C, H, W)."""

@@ -93,11 +93,12 @@ def _details(means: Floats) -> Floats:
     """
     near = np.abs(np.subtract.outer(np.arange(16), np.arange(16))) <= 2
     blur = (near / 5).astype(np.float32)
-    return (means - blur @ means @ blur)[:, :, 2:-2, 2:-2]
+    return np.asarray(means - blur @ means @ blur, np.float32)[:, :, 2:-2, 2:-2]
 
 
 def _unit(means: Floats) -> Floats:
     """Return each image as a vector of mean 0 and length 1, so that a product of two is their correlation."""
     flat = means.reshape(len(means), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-3)
+    lengths = np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-3)
+    return (flat / lengths).astype(np.float32, copy=False)
