@@ -66,7 +66,8 @@ class Browser:
         steps = [{**move, **places[0]}, {"type": "pointerDown", "button": 0}]
         steps += [{**move, **place} for place in places[1:]]
         self._call(
-            "actions", actions=[{"type": "pointer", "id": "mouse", "actions": [*steps, {"type": "pointerUp", "button": 0}]}]
+            "actions",
+            actions=[{"type": "pointer", "id": "mouse", "actions": [*steps, {"type": "pointerUp", "button": 0}]}],
         )
 
     def upload(self, selector: str, path: Path) -> None:
