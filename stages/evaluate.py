@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from imageclf import params
 from imageclf.contracts import dataset, model
-from imageclf.contracts import report as data_report
 from imageclf.contracts.dataset import Prepared
-from imageclf.contracts.report import DataReport
 from imageclf.core import files, paths, process
+from imageclf.preprocess.report import record
+from imageclf.preprocess.report.record import DataReport
 from imageclf.tracking import events
 
 
@@ -51,7 +51,7 @@ def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
     train_scores.pop("epoch")
     scores |= quality.class_scores(classes)
     scores |= {"calibration_error": calibration.error, "gap": train_scores["train"]["accuracy"] - scores["accuracy"]}
-    about_data = data_report.read(paths.DATA_REPORT)
+    about_data = record.read(paths.DATA_REPORT)
     remarks = quality.remarks(train_scores["train"]["accuracy"], scores["accuracy"], classes, names)
 
     files.write_json(paths.TEST_SCORES, {"test": scores})

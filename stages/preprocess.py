@@ -1,13 +1,13 @@
 """Prepare the images in data/raw, and report on them: `python -m stages.preprocess`."""
 
 from imageclf import params
-from imageclf.contracts import dataset, report
+from imageclf.contracts import dataset
 from imageclf.contracts.raw import RawData, list_skipped
 from imageclf.core import cores, files, paths, process
 from imageclf.download.datasets import DATASETS
 from imageclf.preprocess import folder
 from imageclf.preprocess.prepare import prepare
-from imageclf.preprocess.report import measure
+from imageclf.preprocess.report import measure, record
 
 
 def read_raw(options: params.PreprocessParams, machine: params.RuntimeParams) -> RawData:
@@ -39,7 +39,7 @@ def main() -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest.counts.items()))
     print(f"{counts} images of {'x'.join(map(str, manifest.image_shape))}", *manifest.notes, sep="\n")
     found = measure.measure(paths.PROCESSED, manifest)
-    report.write(paths.DATA_REPORT, found)
+    record.write(paths.DATA_REPORT, found)
     for sentence in found.warnings:
         print(f"warning: {sentence}")
     print(list_skipped(manifest.skipped, paths.PROCESSED / dataset.MANIFEST), end="")

@@ -10,11 +10,11 @@ from helpers import encode, prepare_with
 from numpy.typing import NDArray
 from PIL import Image
 
-from imageclf.contracts import report as contract
 from imageclf.contracts.raw import Images, RawData
-from imageclf.contracts.report import DataReport, Pair
 from imageclf.preprocess.report import near
+from imageclf.preprocess.report import record as contract
 from imageclf.preprocess.report.measure import measure
+from imageclf.preprocess.report.record import DataReport, Pair
 
 Pixels = NDArray[np.uint8]
 

@@ -81,9 +81,9 @@ def test_only_whole_batches_run_compiled(made_split: Split, monkeypatch: pytest.
     sizes: list[int] = []
 
     def fake_compile(step: Any, **_: object) -> Any:
-        def program(images: Tensor, targets: Tensor) -> Any:
+        def program(images: Tensor, targets: Tensor, weight: float) -> Any:
             sizes.append(len(images))
-            return step(images, targets)
+            return step(images, targets, weight)
 
         return program
 

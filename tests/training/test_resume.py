@@ -245,7 +245,7 @@ def test_every_part_of_the_state_has_a_mutant(slot: Slot, made_split: Split) -> 
     interrupted(slot, made_split, (2, 3))
     state = slot.load()
     assert state is not None
-    assert set(state) == {"device", "net", "optimizer", "epochs", "best", "weights", "position"}
+    assert set(state) == {"device", "processes", "net", "optimizer", "epochs", "best", "weights", "position"}
     assert set(state["position"]) == {"epoch", "step", "images", "losses", "correct", "random"}
     assert set(state["optimizer"]["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
 

@@ -34,7 +34,7 @@ STEP_S = 24 * 3600
 PARENT = "IMAGECLF_RANK_0"
 """Variable with the process id of rank 0, in the ranks that it has started."""
 PR_SET_PDEATHSIG = 1
-"""From Linux's <sys/prctl.h>."""
+"""The number of this option in <sys/prctl.h>."""
 DEATH_S = 2.0
 """Seconds in which a rank whose connection has ended becomes a dead process."""
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageclf.contracts.dataset import PERMUTATION, DatasetManifest, split_files, unpermute
-from imageclf.contracts.report import DataReport, Near
 from imageclf.preprocess.report import near
+from imageclf.preprocess.report.record import DataReport, Near
 
 FEW = 10
 """A class with fewer train images is reported."""

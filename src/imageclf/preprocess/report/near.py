@@ -8,7 +8,7 @@ where nine in ten of the pairs that they find are duplicates by eye.
 import numpy as np
 from numpy.typing import NDArray
 
-from imageclf.contracts.report import Near, Pair
+from imageclf.preprocess.report.record import Near, Pair
 
 WHOLE, DETAILS = 0.9, 0.75
 """Least correlations of near-duplicates."""
@@ -17,7 +17,7 @@ CANDIDATES = 10
 """Train images that are compared in detail with each test image: those with the best correlation of 8x8 means."""
 
 ALIKE = 0.1
-"""If a larger share of the test images would count, the images are alike by nature, and the number means nothing."""
+"""Above this share of the test images no number is given, because the images are alike by nature, as digits are."""
 
 LISTED = 10
 """Number of the closest pairs in the report."""

@@ -1,4 +1,4 @@
-"""The contract between preprocess and the readers of its report on the data: `metrics/data.json`."""
+"""The record that preprocess writes to `metrics/data.json`, and evaluate reads."""
 
 import json
 from dataclasses import asdict, dataclass
