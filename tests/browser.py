@@ -15,7 +15,7 @@ needs_browser = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),
     reason="needs chromium and chromedriver (Debian: chromium, chromium-driver)",
 )
-OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=1000,800")
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--window-size=1000,700")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 """The key of an element's id in answers, a constant of the protocol."""
 
