@@ -91,7 +91,7 @@ class PreprocessParams(_Strict):
 class TrainParams(_Strict):
     """Parameters of `stages/train.py`."""
 
-    model: Literal["cnn", "mlp", "convnet32", VGG, "alexnet", "zfnet", "googlenet", ResNet]
+    model: Literal["cnn", "mlp", "convnet32", VGG, "alexnet", "zfnet", "googlenet", ResNet, "efficientnet_lite0"]
     channels: Annotated[list[Count], Field(min_length=1), SHORT_FORM]
     kernel_size: Annotated[int, Field(ge=1, le=31)]
     conv_padding: Literal["same", "valid"]

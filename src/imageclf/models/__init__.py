@@ -13,6 +13,7 @@ from torch import nn
 from imageclf.models.alexnet import ALEXNET, ZFNET, AlexNet
 from imageclf.models.cnn import CNN
 from imageclf.models.convnet32 import ConvNet32
+from imageclf.models.efficientnet import EfficientNetLite0
 from imageclf.models.googlenet import googlenet
 from imageclf.models.mlp import MLP
 from imageclf.models.resnet import resnet
@@ -32,6 +33,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(resnet, "resnet18"),
     "resnet34": partial(resnet, "resnet34"),
     "resnet50": partial(resnet, "resnet50"),
+    "efficientnet_lite0": EfficientNetLite0,
 }
 
 
