@@ -112,7 +112,14 @@ def training_batches(options: TrainParams, data: Prepared, normalize: "Normalize
     from imageclf.training.augment import Augmentation
     from imageclf.training.batches import Batches
 
-    augmentation = Augmentation(shift=options.shift, flip=options.flip, cutout=options.cutout, fill=data.mean_level)
+    augmentation = Augmentation(
+        crop=options.crop,
+        color_jitter=options.color_jitter,
+        shift=options.shift,
+        flip=options.flip,
+        cutout=options.cutout,
+        fill=data.mean_level,
+    )
     split = data["train"]
     resident = fits(split, device)
     if not resident:

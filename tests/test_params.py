@@ -363,6 +363,7 @@ def test_an_error_of_yaml_names_the_line(tmp_path: Path, key: str, line: str, ex
             {"permute": "true", "cutout": "4"},
             "cutout needs pixels in their places, but permute is true; set cutout to 0",
         ),
+        ({"permute": "true", "crop": "0.5"}, "crop needs pixels in their places, but permute is true; set crop to 0"),
         ({"optimizer": "sgd", "nesterov": "true", "momentum": "0"}, "nesterov: true needs a momentum above 0"),
         (
             {"patience": "3", "schedule": "cosine"},

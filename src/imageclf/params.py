@@ -108,6 +108,8 @@ class TrainParams(_Strict):
     weight_decay: Annotated[float, Field(ge=0)]
     schedule: Literal["constant", "step", "cosine", "one_cycle"]
     warmup: Annotated[float, Field(ge=0, lt=1)]
+    crop: Annotated[float, Field(ge=0, lt=1)]
+    color_jitter: Annotated[float, Field(ge=0, le=1)]
     shift: Annotated[int, Field(ge=0, le=512)]
     flip: bool
     cutout: Annotated[int, Field(ge=0, le=512)]
@@ -144,7 +146,7 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
         names = [unicodedata.normalize("NFC", str(name)) for name in self.classes or ()]
         if duplicates := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"classes: {duplicates[0]!r} occurs twice")
-        augmentations = [key for key in ("shift", "flip", "cutout") if getattr(self, key)]
+        augmentations = [key for key in ("crop", "shift", "flip", "cutout") if getattr(self, key)]
         if self.permute and augmentations:
             key = augmentations[0]
             off = "false" if key == "flip" else "0"
