@@ -11,9 +11,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from imageclf import params, yaml12
-from imageclf.contracts import dataset, history, model
+from imageclf.contracts import dataset, history, model, pretrained
 from imageclf.contracts.dataset import Prepared, Split
 from imageclf.contracts.model import ModelSpec
+from imageclf.contracts.pretrained import Pretrained
 from imageclf.core import cores, files, paths, process
 from imageclf.core.errors import UserError
 from imageclf.params import RuntimeParams, TrainParams
@@ -23,6 +24,7 @@ from imageclf.training import resume
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from imageclf.tracking.progress import Progress
     from imageclf.training.batches import Batches, Normalize
@@ -33,25 +35,26 @@ def main() -> None:
     """Write data/model, metrics/history.csv and metrics/train.json; record the run."""
     settings = params.load()
     options, machine = settings.of(TrainParams), settings.runtime
-    data = dataset.read(paths.PROCESSED)
-    key = training_key(options, machine, data)
+    data, learned = dataset.read(paths.PROCESSED), pretrained.read(paths.PRETRAINED)
+    key = training_key(options, machine, data, learned)
     with (
         resume.slot(key) as slot,
         events.training_run(key, resumes=slot.exists(), enabled=machine.tracking) as recorder,
     ):
         events.training_started(recorder, settings, data.manifest)
-        spec = train(options, machine, data, slot, recorder)
+        spec = train(options, machine, data, slot, recorder, learned=learned)
         events.training_ended(recorder, spec)
         slot.clear()
 
 
-def training_key(options: TrainParams, machine: RuntimeParams, data: Prepared) -> str:
+def training_key(options: TrainParams, machine: RuntimeParams, data: Prepared, learned: Pretrained) -> str:
     """Return a digest of everything that determines the trained weights."""
     return resume.key_of(
         {
             "code": resume.code(yaml12.read(resume.CHECKOUT / paths.PIPELINE)["stages"]["train"]["deps"]),
             "params": options.model_dump(),
             "data": data.manifest.sha256,
+            "pretrained": learned.sha256,
             "device": machine.device,
             "threads": cores.allowed_cores() if machine.threads == "auto" else machine.threads,
             "torch": version("torch"),
@@ -60,7 +63,13 @@ def training_key(options: TrainParams, machine: RuntimeParams, data: Prepared) -
 
 
 def train(
-    options: TrainParams, machine: RuntimeParams, data: Prepared, slot: resume.Slot, recorder: Recorder
+    options: TrainParams,
+    machine: RuntimeParams,
+    data: Prepared,
+    slot: resume.Slot,
+    recorder: Recorder,
+    *,
+    learned: Pretrained,
 ) -> ModelSpec:
     """Build the net, fit it, and write its best epoch."""
     if options.patience and "val" not in data:
@@ -69,7 +78,6 @@ def train(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Adam queries every GPU that torch sees, and fails if one is full
     import torch
 
-    from imageclf import models
     from imageclf.tracking.summary import as_table, describe_layers
     from imageclf.training import optim, runtime
     from imageclf.training.batches import Batches, Normalize
@@ -79,9 +87,7 @@ def train(
     device, threads = runtime.choose_device(machine.device), runtime.set_threads(machine.threads)
     runtime.allow_tf32(device)
     torch.manual_seed(runtime.derive(options.seed, 0))
-    arguments = {name: getattr(options, name) for name in models.parameter_names(options.model)}
-    spec = model.describe(data, model=options.model, arguments=arguments, loss=options.loss)
-    net = models.build(spec.model, spec.image_shape, len(spec.classes), **arguments)
+    net, spec = build(options, data, learned)
     layers = as_table(describe_layers(net, spec.image_shape))
     print(layers, flush=True)
     events.net_built(recorder, layers, {"device": str(device), "threads": str(threads), "torch": torch.__version__})
@@ -92,7 +98,7 @@ def train(
     )
     optimizer = optim.OPTIMIZERS[options.optimizer](net, optimizer_options)
     state = resume.TrainingState(net, optimizer, slot, save_every_s=60 * machine.checkpoint_minutes)
-    normalize = Normalize(data.normalization, data.whitening)
+    normalize = Normalize(spec.normalization, data.whitening)
     batches = training_batches(options, data, normalize, device)
     scored = {"train": batches.resized(BATCH_SIZE)}
     if "val" in data:
@@ -105,6 +111,25 @@ def train(
     ):
         events.epoch_ended(recorder, epoch)
     return write(state, options, data, spec, scored)
+
+
+def build(options: TrainParams, data: Prepared, learned: Pretrained) -> "tuple[nn.Module, ModelSpec]":
+    """Return the net, with the learned weights if there are any, and its spec."""
+    from imageclf import models
+    from imageclf.training.transfer import transfer
+
+    weights = pretrained.read_tensors(paths.PRETRAINED, learned)
+    arguments = {name: getattr(options, name) for name in models.parameter_names(options.model)}
+    arguments |= models.arguments_for(options.model, weights)
+    spec = model.describe(data, model=options.model, arguments=arguments, loss=options.loss)
+    net = models.build(spec.model, spec.image_shape, len(spec.classes), **arguments)
+    if learned.file is None:
+        return net, spec
+    print(transfer(net, weights, spec.model).sentences())
+    spec = replace(spec, normalization=learned.normalization_for(data), pretrained_sha256=learned.weights_sha256)
+    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in spec.normalization)
+    print(f"normalization: mean {mean}, std {std}", flush=True)
+    return net, spec
 
 
 def training_batches(options: TrainParams, data: Prepared, normalize: "Normalize", device: "torch.device") -> "Batches":
@@ -177,6 +202,7 @@ def fitted_epochs(
             seed=options.seed,
             label_smoothing=options.label_smoothing,
             class_weights=class_weights,
+            freeze_epochs=options.freeze_epochs,
             autocast=runtime.autocast(options.precision, train.device),
             compiled=options.compile,
             start=state.position,

@@ -4,11 +4,11 @@ Every net maps normalized float images (N, C, H, W) to logits (N, num_classes).
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from imageclf.models.alexnet import ALEXNET, ZFNET, AlexNet
 from imageclf.models.cnn import CNN
@@ -38,8 +38,17 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def parameter_names(name: str) -> list[str]:
-    """Return the parameters of params.yaml that the net `name` takes."""
-    return [key for key in inspect.signature(MODELS[name]).parameters if key not in {"image_shape", "num_classes"}]
+    """Return the parameters of params.yaml that the net `name` takes: those without a default."""
+    found = inspect.signature(MODELS[name]).parameters.items()
+    return [key for key, each in found if each.default is each.empty and key not in {"image_shape", "num_classes"}]
+
+
+def arguments_for(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments that make the net `name` fit learned weights, besides its parameters: those of the stem."""
+    if "large_stem" not in inspect.signature(MODELS[name]).parameters:
+        return {}
+    stems = [weights[key] for key in ("conv1.weight", "conv1.conv.weight") if key in weights]
+    return {"large_stem": True} if any(stem.shape[-1] == 7 for stem in stems) else {}
 
 
 def build(name: str, image_shape: tuple[int, int, int], num_classes: int, **arguments: Any) -> nn.Module:
