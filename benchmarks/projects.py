@@ -72,18 +72,23 @@ def make(folder: Path, recipe: str, images: int | None, data: Path) -> int:
 
     Returns the number of train images before that selection.
     """
-    for name in ("src", "stages"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(ROOT / paths.PIPELINE, folder / paths.PIPELINE)
+    copy_code(folder)
     content = recipes.merge(yaml12.read(ROOT / paths.PARAMS), parameters(recipe, data))
     files.write_json(folder / paths.PARAMS, content)  # JSON is valid YAML
     params.load(folder / paths.PARAMS)
-    for stage in ("check", "list", "download", "preprocess"):
+    for stage in ("check", "list", "download", "preprocess", "weights"):
         run(folder, "-m", f"stages.{stage}", IMAGECLF_MIRROR=str(data.resolve()))
     whole = dataset.read(folder / paths.PROCESSED).manifest.counts["train"]
     if images is not None:
         subsample(folder / paths.PROCESSED, images)
     return whole
+
+
+def copy_code(folder: Path) -> None:
+    """Copy the stages, the library and dvc.yaml to `folder`."""
+    for name in ("src", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / paths.PIPELINE, folder / paths.PIPELINE)
 
 
 def parameters(recipe: str, data: Path) -> dict[str, Any]:

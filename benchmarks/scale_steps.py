@@ -18,6 +18,7 @@ from benchmarks import ROOT
 from imageclf import params, yaml12
 from imageclf.contracts import dataset
 from imageclf.contracts.preparation import Preparation
+from imageclf.contracts.pretrained import Pretrained
 from imageclf.core import files, paths
 from imageclf.download.datasets import DATASETS
 from imageclf.preprocess.prepare import prepare
@@ -55,7 +56,12 @@ def train() -> dict[str, Any]:
     start = time.perf_counter()
     with resume.slot("scale") as slot:
         run_stage(
-            settings.of(params.TrainParams), settings.runtime, dataset.read(paths.PROCESSED), slot, Recorder(None)
+            settings.of(params.TrainParams),
+            settings.runtime,
+            dataset.read(paths.PROCESSED),
+            slot,
+            Recorder(None),
+            learned=Pretrained(),
         )
         slot.clear()
     return {"seconds": time.perf_counter() - start}

@@ -11,9 +11,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from imageclf import params, yaml12
-from imageclf.contracts import dataset, history, model
+from imageclf.contracts import dataset, history, model, pretrained
 from imageclf.contracts.dataset import Prepared, Split
 from imageclf.contracts.model import ModelSpec
+from imageclf.contracts.pretrained import Pretrained
 from imageclf.core import cores, files, paths, process
 from imageclf.core.errors import UserError
 from imageclf.params import RuntimeParams, TrainParams
@@ -23,6 +24,7 @@ from imageclf.training import ranks, resume
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from imageclf.tracking.progress import Progress
     from imageclf.training.batches import Batches, Normalize
@@ -33,30 +35,31 @@ def main() -> None:
     """Write data/model, metrics/history.csv and metrics/train.json; record the run."""
     settings = params.load()
     options, machine = settings.of(TrainParams), settings.runtime
-    data = dataset.read(paths.PROCESSED)
-    key = training_key(options, machine, data)
+    data, learned = dataset.read(paths.PROCESSED), pretrained.read(paths.PRETRAINED)
+    key = training_key(options, machine, data, learned)
     if ranks.rank():
         ranks.end_with_rank_0()
-        train(options, machine, data, resume.shared_slot(key), Recorder(None))
+        train(options, machine, data, resume.shared_slot(key), Recorder(None), learned=learned)
         return
     with (
         resume.slot(key) as slot,
         events.training_run(key, resumes=slot.exists(), enabled=machine.tracking) as recorder,
     ):
         events.training_started(recorder, settings, data.manifest)
-        spec = train(options, machine, data, slot, recorder)
+        spec = train(options, machine, data, slot, recorder, learned=learned)
         assert spec is not None
         events.training_ended(recorder, spec)
         slot.clear()
 
 
-def training_key(options: TrainParams, machine: RuntimeParams, data: Prepared) -> str:
+def training_key(options: TrainParams, machine: RuntimeParams, data: Prepared, learned: Pretrained) -> str:
     """Return a digest of everything that determines the trained weights."""
     return resume.key_of(
         {
             "code": resume.code(yaml12.read(resume.CHECKOUT / paths.PIPELINE)["stages"]["train"]["deps"]),
             "params": options.model_dump(),
             "data": data.manifest.sha256,
+            "pretrained": learned.sha256,
             "device": machine.device,
             "threads": cores.allowed_cores() if machine.threads == "auto" else machine.threads,
             "torch": version("torch"),
@@ -65,7 +68,13 @@ def training_key(options: TrainParams, machine: RuntimeParams, data: Prepared) -
 
 
 def train(
-    options: TrainParams, machine: RuntimeParams, data: Prepared, slot: resume.Slot, recorder: Recorder
+    options: TrainParams,
+    machine: RuntimeParams,
+    data: Prepared,
+    slot: resume.Slot,
+    recorder: Recorder,
+    *,
+    learned: Pretrained,
 ) -> ModelSpec | None:
     """Build the net, fit it, and write its best epoch; a rank other than 0 takes part, writes nothing, returns None."""
     if options.patience and "val" not in data:
@@ -74,7 +83,6 @@ def train(
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Adam queries every GPU that torch sees, and fails if one is full
     import torch
 
-    from imageclf import models
     from imageclf.tracking.summary import as_table, describe_layers
     from imageclf.training import optim, runtime
     from imageclf.training.batches import Batches, Normalize
@@ -83,11 +91,7 @@ def train(
     device, threads = runtime.choose_device(machine.device), runtime.set_threads(machine.threads)
     runtime.allow_tf32(device)
     torch.manual_seed(runtime.derive(options.seed, 0))
-    arguments = {name: getattr(options, name) for name in models.parameter_names(options.model)}
-    spec = model.describe(
-        data, model=options.model, arguments=arguments, loss=options.loss, parameters=options.model_dump()
-    )
-    net = models.build(spec.model, spec.image_shape, len(spec.classes), **arguments)
+    net, spec = build(options, data, learned)
     layers = as_table(describe_layers(net, spec.image_shape))
     print(layers, flush=True)
     processes = ranks.count(machine.processes, net, device)
@@ -104,7 +108,7 @@ def train(
     state = resume.TrainingState(
         net, optimizer, slot, save_every_s=60 * machine.checkpoint_minutes, processes=processes
     )
-    normalize = Normalize(data.normalization, data.whitening)
+    normalize = Normalize(spec.normalization, data.whitening)
     with ranks.joined(processes, device) as place:
         batches = training_batches(options, data, normalize, device, place)
         if place.rank:
@@ -152,12 +156,34 @@ def fit_from(
         epochs=options.epochs,
         seed=options.seed,
         label_smoothing=options.label_smoothing,
+        freeze_epochs=options.freeze_epochs,
         class_weights=balanced_weights(data["train"].labels, len(data.manifest.classes)) if balanced else None,
         autocast=runtime.autocast(options.precision, train.device),
         compiled=options.compile,
         start=state.position,
         on_step=on_step,
     )
+
+
+def build(options: TrainParams, data: Prepared, learned: Pretrained) -> "tuple[nn.Module, ModelSpec]":
+    """Return the net, with the learned weights if there are any, and its spec."""
+    from imageclf import models
+    from imageclf.training.transfer import transfer
+
+    weights = pretrained.read_tensors(paths.PRETRAINED, learned)
+    arguments = {name: getattr(options, name) for name in models.parameter_names(options.model)}
+    arguments |= models.arguments_for(options.model, weights)
+    spec = model.describe(
+        data, model=options.model, arguments=arguments, loss=options.loss, parameters=options.model_dump()
+    )
+    net = models.build(spec.model, spec.image_shape, len(spec.classes), **arguments)
+    if learned.file is None:
+        return net, spec
+    print(transfer(net, weights, spec.model).sentences())
+    spec = replace(spec, normalization=learned.normalization_for(data), pretrained_sha256=learned.weights_sha256)
+    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in spec.normalization)
+    print(f"normalization: mean {mean}, std {std}", flush=True)
+    return net, spec
 
 
 def training_batches(
@@ -167,7 +193,14 @@ def training_batches(
     from imageclf.training.augment import Augmentation
     from imageclf.training.batches import Batches
 
-    augmentation = Augmentation(shift=options.shift, flip=options.flip, cutout=options.cutout, fill=data.mean_level)
+    augmentation = Augmentation(
+        crop=options.crop,
+        color_jitter=options.color_jitter,
+        shift=options.shift,
+        flip=options.flip,
+        cutout=options.cutout,
+        fill=data.mean_level,
+    )
     split = data["train"]
     resident = fits(split, device)
     if not resident:

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import itertools
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -23,6 +24,7 @@ CLASSES = {
     "list": params.DownloadParams,
     "download": params.DownloadParams,
     "preprocess": params.PreprocessParams,
+    "weights": params.WeightsParams,
     "train": params.TrainParams,
     "evaluate": params.EvaluateParams,
 }
@@ -88,6 +90,8 @@ def test_train_lists_nothing_that_it_does_not_import() -> None:
 @pytest.mark.parametrize(
     "file",
     [
+        "usage/addresses.py",
+        "download/weights.py",
         "tracking/events.py",
         "tracking/recorder.py",
         "tracking/served_model.py",
@@ -156,6 +160,7 @@ def test_every_key_of_params_yaml_belongs_to_a_stage_or_to_runtime() -> None:
 
 FIRST_TO_RUN = {
     "dataset": "check",
+    "pretrained": "check",
     "folder": "list",
     "classes": "preprocess",
     "val_fraction": "preprocess",
@@ -167,6 +172,7 @@ FIRST_TO_RUN = {
     "permute": "preprocess",
     "permute_seed": "preprocess",
     "one_hot": "preprocess",
+    "model": "weights",
 }
 """The first stage that runs again after a change of the key; train for all others. Later stages follow their data."""
 
@@ -177,10 +183,16 @@ def test_a_changed_key_runs_the_right_stages_again(key: str) -> None:
     assert first == FIRST_TO_RUN.get(key, "train")
 
 
-def test_the_stages_are_a_chain() -> None:
-    names = list(STAGES)
-    assert names == ["check", "list", "download", "preprocess", "train", "evaluate"]
-    for before, after in itertools.pairwise(names):
+CHAINS = [
+    ["check", "list", "download", "preprocess", "train", "evaluate"],
+    ["check", "weights", "train"],
+]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_the_stages_are_chains(chain: list[str]) -> None:
+    assert set(itertools.chain(*CHAINS)) == set(STAGES)
+    for before, after in itertools.pairwise(chain):
         reads = listed(after, "deps") | listed(after, "params")
         assert listed(before, "outs") & reads, f"{after} reads nothing of {before}"
 
@@ -189,17 +201,45 @@ def test_dvc_never_reads_the_users_folder() -> None:
     assert not any("$" in path for stage in STAGES for path in listed(stage, "deps"))
 
 
+def source_of(folder: Path, **changes: str) -> tuple[bool, bool]:
+    """Return what `check` has DVC look at each time, the folder and the weights, with changes of params.yaml."""
+    text = (ROOT / "params.yaml").read_text()
+    for key, value in changes.items():
+        text = re.sub(rf"(?m)^{key}: .*$", f"{key}: {value}", text)
+    (folder / "params.yaml").write_text(text)
+    check.main()
+    source = parse_yaml(paths.SOURCE.read_text(), paths.SOURCE)
+    assert list(source) == ["watched", "pretrained"]
+    return source["watched"] != source["watched"], source["pretrained"] != source["pretrained"]  # NaN
+
+
 @pytest.mark.parametrize("dataset", get_args(params.Dataset))
 def test_your_own_folder_is_listed_each_time_and_a_published_data_set_never(
     dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "params.yaml").read_text()
-    (tmp_path / "params.yaml").write_text(text.replace("\ndataset: digits ", f"\ndataset: {dataset} "))
-    check.main()
-    source = parse_yaml(paths.SOURCE.read_text(), paths.SOURCE)
-    assert list(source) == ["watched"]
-    assert (source["watched"] != source["watched"]) is (dataset == "folder")  # NaN
+    assert source_of(tmp_path, dataset=dataset) == (dataset == "folder", False)
+
+
+@pytest.mark.parametrize(("pretrained", "watched"), [("", False), ("my-experiment", True), ("data/model", True)])
+def test_weights_of_yours_are_read_each_time(
+    pretrained: str, watched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert source_of(tmp_path, pretrained=pretrained) == (False, watched)
+
+
+@pytest.mark.parametrize("stage", ["list", "weights"])
+def test_what_is_looked_at_each_time_is_not_taken_from_the_cache_of_runs(stage: str) -> None:
+    """DVC uses this cache even if a parameter is NaN, unless an output is persistent."""
+    assert any(isinstance(entry, dict) and str(paths.SOURCE) in entry for entry in STAGES[stage]["params"])
+    options = [next(iter(entry.values())) for entry in STAGES[stage]["outs"] if isinstance(entry, dict)]
+    assert [option["persist"] for option in options] == [True] * len(STAGES[stage]["outs"])
+
+
+def test_published_weights_are_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert source_of(tmp_path, model="resnet18", pretrained="imagenet") == (False, False)
 
 
 # --- imports ---

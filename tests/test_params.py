@@ -17,6 +17,7 @@ from imports import ROOT, SOURCE
 from imageclf import params, yaml12
 from imageclf.core.errors import UserError
 from imageclf.download.datasets import DATASETS
+from imageclf.download.weights import WEIGHTS
 from imageclf.models import MODELS
 from imageclf.training.losses import LOSSES
 from imageclf.training.optim import OPTIMIZERS, SCHEDULES
@@ -166,6 +167,10 @@ def test_choices_are_the_entries_of_the_registry(
     stage: type[params.DownloadParams], key: str, registry: dict[str, object]
 ) -> None:
     assert choices(stage.model_fields[key].annotation) == tuple(registry)
+
+
+def test_the_nets_with_published_weights_are_those_of_the_table() -> None:
+    assert tuple(WEIGHTS) == params.PUBLISHED
 
 
 FIELDS = {**params.Params.model_fields, **params.RuntimeParams.model_fields}
@@ -362,6 +367,20 @@ def test_an_error_of_yaml_names_the_line(tmp_path: Path, key: str, line: str, ex
         (
             {"permute": "true", "cutout": "4"},
             "cutout needs pixels in their places, but permute is true; set cutout to 0",
+        ),
+        ({"permute": "true", "crop": "0.5"}, "crop needs pixels in their places, but permute is true; set crop to 0"),
+        (
+            {"pretrained": "imagenet"},
+            "pretrained: imagenet has weights for googlenet, resnet18, resnet34, resnet50, eff",
+        ),
+        (
+            {"pretrained": "imagenet", "model": "resnet18", "normalize": "zca"},
+            "pretrained: imagenet's weights need images without whitening; set normalize to standard",
+        ),
+        ({"freeze_epochs": "1"}, "freeze_epochs: without pretrained, all layers are new; set it to 0"),
+        (
+            {"freeze_epochs": "1", "pretrained": "my-experiment", "optimizer": "rmsprop_keras"},
+            "freeze_epochs: rmsprop_keras counts steps for all layers together; set optimizer to adamw",
         ),
         ({"optimizer": "sgd", "nesterov": "true", "momentum": "0"}, "nesterov: true needs a momentum above 0"),
         (

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -26,6 +26,10 @@ from imageclf.core.errors import UserError
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder"]
 VGG = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
 ResNet = Literal["resnet18", "resnet34", "resnet50"]
+Model = Literal["cnn", "mlp", "convnet32", VGG, "alexnet", "zfnet", "googlenet", ResNet, "efficientnet_lite0"]
+PUBLISHED = ("googlenet", *get_args(ResNet), "efficientnet_lite0")
+"""Nets with published ImageNet weights."""
+Address = Annotated[str, Field(min_length=1)] | None
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -58,6 +62,7 @@ class CheckParams(_Strict):
     """Parameters of `stages/check.py`."""
 
     dataset: Dataset
+    pretrained: Address
 
 
 class DownloadParams(_Strict):
@@ -88,16 +93,24 @@ class PreprocessParams(_Strict):
         return Preparation(**{**values, "permute_seed": self.permute_seed if self.permute else None})
 
 
+class WeightsParams(_Strict):
+    """Parameters of `stages/weights.py`."""
+
+    model: Model
+    pretrained: Address
+
+
 class TrainParams(_Strict):
     """Parameters of `stages/train.py`."""
 
-    model: Literal["cnn", "mlp", "convnet32", VGG, "alexnet", "zfnet", "googlenet", ResNet]
+    model: Model
     channels: Annotated[list[Count], Field(min_length=1), SHORT_FORM]
     kernel_size: Annotated[int, Field(ge=1, le=31)]
     conv_padding: Literal["same", "valid"]
     hidden: Annotated[list[Count], SHORT_FORM]
     width: Annotated[float, Field(gt=0, le=16)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    freeze_epochs: Annotated[int, Field(ge=0, le=1_000_000)]
     loss: Literal["cross_entropy", "nll", "kl_div", "mse", "l1"]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     class_weights: Literal["balanced"] | None
@@ -108,6 +121,8 @@ class TrainParams(_Strict):
     weight_decay: Annotated[float, Field(ge=0)]
     schedule: Literal["constant", "step", "cosine", "one_cycle"]
     warmup: Annotated[float, Field(ge=0, lt=1)]
+    crop: Annotated[float, Field(ge=0, lt=1)]
+    color_jitter: Annotated[float, Field(ge=0, le=1)]
     shift: Annotated[int, Field(ge=0, le=512)]
     flip: bool
     cutout: Annotated[int, Field(ge=0, le=512)]
@@ -135,7 +150,7 @@ class RuntimeParams(_Strict):
     checkpoint_minutes: Annotated[float, Field(gt=0)]
 
 
-class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
+class Params(DownloadParams, PreprocessParams, WeightsParams, TrainParams, EvaluateParams):
     """All parameters, and the rules that connect several of them."""
 
     runtime: RuntimeParams
@@ -145,7 +160,7 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
         names = [unicodedata.normalize("NFC", str(name)) for name in self.classes or ()]
         if duplicates := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"classes: {duplicates[0]!r} occurs twice")
-        augmentations = [key for key in ("shift", "flip", "cutout") if getattr(self, key)]
+        augmentations = [key for key in ("crop", "shift", "flip", "cutout") if getattr(self, key)]
         if self.permute and augmentations:
             key = augmentations[0]
             off = "false" if key == "flip" else "0"
@@ -156,6 +171,20 @@ class Params(DownloadParams, PreprocessParams, TrainParams, EvaluateParams):
             raise ValueError(
                 f"patience ends a training early, but schedule {self.schedule} is planned for all epochs; "
                 "set schedule to constant"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_learned_weights(self) -> Self:
+        if self.pretrained == "imagenet" and self.model not in PUBLISHED:
+            raise ValueError(f"pretrained: imagenet has weights for {', '.join(PUBLISHED)}, not for {self.model}")
+        if self.pretrained == "imagenet" and self.normalize == "zca":
+            raise ValueError("pretrained: imagenet's weights need images without whitening; set normalize to standard")
+        if self.freeze_epochs and self.pretrained is None:
+            raise ValueError("freeze_epochs: without pretrained, all layers are new; set it to 0")
+        if self.freeze_epochs and self.optimizer.startswith("rmsprop"):
+            raise ValueError(
+                f"freeze_epochs: {self.optimizer} counts steps for all layers together; set optimizer to adamw"
             )
         return self
 

@@ -29,6 +29,7 @@ def test_an_entry_is_complete(name: str) -> None:
     for file, archive in source.files.items():
         assert Path(file).name == file
         assert re.fullmatch(r"[0-9a-f]{64}", archive.sha256)
+        assert archive.size is not None
         assert archive.size > 0
     assert len(source.addresses) > 0
     assert all(re.match(r"(https?://|package:)[^/].*[^/]$", address) for address in source.addresses)

@@ -63,6 +63,18 @@ def test_a_few_steps_learn_a_few_images(name: str) -> None:
     assert losses[-1] < 0.8 * losses[0], losses
 
 
+# --- EfficientNet-Lite0 ---
+
+
+def test_efficientnet_lite0_has_its_published_size() -> None:
+    """4.65 million parameters for 1,000 classes (github.com/tensorflow/tpu, efficientnet/lite)."""
+    with torch.device("meta"):
+        net = models.build("efficientnet_lite0", (3, 224, 224), 1000, dropout=0.2)
+    assert num_parameters(net) == 4_652_008
+    blocks = [shape for shape in sizes(net, nn.Conv2d, (3, 224, 224)) if shape[0] in {32, 320, 1280}]
+    assert (blocks[0], blocks[-1]) == ((32, 112, 112), (1280, 7, 7))
+
+
 # --- convnet32 ---
 
 

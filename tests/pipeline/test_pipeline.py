@@ -18,7 +18,7 @@ EPOCHS = 2
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a clone after its first `dvc repro`, with the results committed."""
     made = Project(tmp_path_factory.mktemp("project"), epochs=str(EPOCHS))
-    assert made.stages_run(made.run("dvc", "repro"))[-4:] == ["download", "preprocess", "train", "evaluate"]
+    assert made.stages_run(made.run("dvc", "repro"))[-5:] == ["download", "preprocess", "weights", "train", "evaluate"]
     made.commit()
     return made
 
@@ -149,7 +149,7 @@ def test_stages_run_without_dvc_do_not_change_its_cache(project: Project, link: 
     project.set(seed="99", permute="true")
     path = project.root / "params.yaml"
     path.write_text(path.read_text().replace("tracking: true", "tracking: false"))
-    for stage in ("check", "list", "download", "preprocess", "train", "evaluate"):
+    for stage in ("check", "list", "download", "preprocess", "weights", "train", "evaluate"):
         project.run("python", f"stages/{stage}.py")
     for entry in (project.root / ".dvc/cache/files/md5").glob("??/*"):
         content = entry.read_bytes()
@@ -176,6 +176,16 @@ def test_queued_experiments_run_the_code_they_were_queued_with(project: Project,
         assert run.model.is_relative_to(queued.root / "mlartifacts")
         assert (run.model / "data/model/model.safetensors").is_file()
     assert len({run.tags["model_sha256"] for run in queued.runs()}) == 2
+
+
+def test_a_training_in_a_temporary_copy_starts_from_an_experiment(project: Project) -> None:
+    start = ("-S", "pretrained=HEAD", "-S", "freeze_epochs=1")
+    output = project.run("dvc", "exp", "run", "--temp", "-n", "tuned", *start)
+    assert project.stages_run(output)[-3:] == ["weights", "train", "evaluate"]
+    baseline = project.run("dvc", "get", "-q", ".", "data/model/model.safetensors", "-o", "baseline", "--rev", "HEAD")
+    assert baseline == ""
+    digest = hashlib.sha256((project.root / "baseline").read_bytes()).hexdigest()
+    assert project.only_run("tuned").tags["pretrained_sha256"] == digest
 
 
 def finish_queue(project: Project, timeout_s: float = 240) -> None:

@@ -14,13 +14,14 @@ from project import clean_environment
 
 from imageclf.core import files, paths
 
-PIPELINE = ("download", "preprocess", "train", "evaluate")
+PIPELINE = ("download", "preprocess", "weights", "train", "evaluate")
 QUICK = {"model": "mlp", "hidden": "[16]", "epochs": "1", "batch_size": "256"}
 """Parameters of a training that takes less than a second."""
 
 OUTPUTS = {
     "download": [paths.RAW],
     "preprocess": [paths.PROCESSED, paths.DATA_REPORT],
+    "weights": [paths.PRETRAINED],
     "train": [paths.MODEL, paths.HISTORY, paths.TRAIN_SCORES],
     "evaluate": [paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD, paths.PLOTS],
 }

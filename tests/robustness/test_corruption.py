@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ import torch
 from conftest import MadeArchives
 from helpers import new_spec, prepare_with
 from imports import ROOT
+from safetensors.torch import save_file
 
 from imageclf import models, params
-from imageclf.contracts import dataset, model
+from imageclf.contracts import dataset, model, pretrained
+from imageclf.contracts.pretrained import Pretrained
 from imageclf.contracts.raw import Images, RawData
 from imageclf.core import files, paths
 from imageclf.core.errors import UserError
@@ -99,6 +102,22 @@ def trained_model() -> Subjects:
     return [(sorted(paths.MODEL.iterdir()), lambda: checkpoint.load(paths.MODEL))]
 
 
+def learned_weights() -> Subjects:
+    """Create data/pretrained in both formats."""
+    found = []
+    for name in ("weights.safetensors", "weights.pth"):
+        folder = Path(name).with_suffix("") / name.rpartition(".")[2]
+        folder.mkdir(parents=True)
+        if name.endswith("pth"):
+            torch.save({"a": torch.zeros(3)}, folder / name)
+        else:
+            save_file({"a": torch.zeros(3)}, folder / name)
+        pretrained.write(folder, Pretrained(source="mine", normalization=([0.5], [0.5])), name)
+        read = partial(lambda where: pretrained.read_tensors(where, pretrained.read(where)), folder)
+        found.append((sorted(folder.iterdir()), read))
+    return found
+
+
 PICTURE = Path("picture.bmp")
 
 
@@ -118,6 +137,7 @@ def subjects(tmp_path: Path, made_archives: MadeArchives, monkeypatch: pytest.Mo
         *packed_images(),
         *prepared_data(),
         *trained_model(),
+        *learned_weights(),
     ]
 
 

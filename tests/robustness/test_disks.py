@@ -27,7 +27,7 @@ def root(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "root"))
 
 
-LIMITS = {"download": 20_000, "preprocess": 5_000, "train": 1_000, "evaluate": 2_000}
+LIMITS = {"download": 20_000, "preprocess": 5_000, "weights": 100, "train": 1_000, "evaluate": 2_000}
 """Maximum file size in bytes, less than the largest output of the stage."""
 
 

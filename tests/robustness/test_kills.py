@@ -44,7 +44,7 @@ Progress.epoch = _slow_epoch
 
 def test_a_training_survives_every_kill(tmp_path: Path) -> None:
     write_params(tmp_path, model="cnn", epochs="6", batch_size="32", checkpoint_minutes="0.0005")
-    run_until(tmp_path, "preprocess")
+    run_until(tmp_path, "weights")
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("kill_loop.py"), tmp_path, str(KILLS), "0"],
         env={
@@ -72,7 +72,7 @@ def model(project: Project) -> str:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the digest of the model of a training that was not killed."""
     project = Project(tmp_path_factory.mktemp("expected"), epochs=str(EPOCHS))
-    for stage in ("download", "preprocess", "train"):
+    for stage in ("download", "preprocess", "weights", "train"):
         project.run("python", "-m", f"stages.{stage}")
     return model(project)
 

@@ -26,7 +26,8 @@ from imports import ROOT
 from PIL import Image
 
 from imageclf import models, params, yaml12
-from imageclf.contracts import dataset, model
+from imageclf.contracts import dataset, model, pretrained
+from imageclf.contracts.pretrained import Pretrained
 from imageclf.core import errors, files, paths
 from imageclf.download import pack
 from imageclf.download.datasets import DATASETS, Archive
@@ -156,6 +157,17 @@ def read_model(payload: bytes) -> None:
     checkpoint.load(paths.MODEL)
 
 
+def read_pretrained(payload: bytes) -> None:
+    """Read a file of learned weights, by both of its names."""
+    for name in ("weights.pth", "weights.safetensors"):
+        (paths.PRETRAINED / name).parent.mkdir(parents=True, exist_ok=True)
+        (paths.PRETRAINED / name).write_bytes(payload)
+        written = pretrained.write(paths.PRETRAINED, Pretrained(source="mine"), name)
+        with pytest.raises(errors.UserError, match="pretrained: mine is not "):
+            pretrained.read_tensors(paths.PRETRAINED, written)
+    raise errors.UserError("refused by both readers")
+
+
 def read_manifests(payload: bytes) -> None:
     """Read a JSON manifest."""
     path = Path("manifest.json")
@@ -183,6 +195,7 @@ READERS: dict[str, Callable[[bytes], None]] = {
     "images.tar": read_packed,
     "arrays": read_arrays,
     "model": read_model,
+    "learned weights": read_pretrained,
     "JSON": read_manifests,
     "YAML": read_yaml,
     "archive of your own images": read_origin,

@@ -29,7 +29,7 @@ def epochs_of(root: Path) -> list[str]:
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     write_params(tmp_path, **STUCK)
-    run_until(tmp_path, "preprocess")
+    run_until(tmp_path, "weights")
     return tmp_path
 
 
@@ -56,7 +56,7 @@ def test_a_training_that_was_killed_after_its_last_epoch_ends_there(prepared: Pa
 
 def test_without_validation_images_patience_is_refused(tmp_path: Path) -> None:
     write_params(tmp_path, **STUCK, val_fraction="0.0")
-    run_until(tmp_path, "preprocess")
+    run_until(tmp_path, "weights")
     result = run_stage(tmp_path, "train")
     assert result.code == 1
     assert result.error == "patience needs validation images; set val_fraction to 0.1, or leave patience empty"

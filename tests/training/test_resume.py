@@ -58,7 +58,7 @@ def new_training(slot: Slot, model: str = "cnn", optimizer: str = "adam") -> Tra
     return TrainingState(net, OPTIMIZERS[optimizer](net, settings), slot, save_every_s=1e9)
 
 
-def run(training: TrainingState, split: Split, stop: tuple[int, int] | None = None) -> None:
+def run(training: TrainingState, split: Split, stop: tuple[int, int] | None = None, *, freeze_epochs: int = 0) -> None:
     """Train to the end, or until `stop`: an epoch and a step of it; step 0 is the end of the one before."""
     train = Batches(Split(split.images[:107], split.targets[:107]), Normalize(([0.5], [0.25])), 22, CPU)
     val = Batches(Split(split.images[107:], split.targets[107:]), Normalize(([0.5], [0.25])), 100, CPU)
@@ -78,6 +78,7 @@ def run(training: TrainingState, split: Split, stop: tuple[int, int] | None = No
         val=val,
         epochs=EPOCHS,
         seed=3,
+        freeze_epochs=freeze_epochs,
         start=training.position,
         on_step=on_step,
     )
@@ -174,6 +175,21 @@ def test_a_training_goes_on_to_the_same_bits(
     run(again, made_split)
     assert outcome(again) == outcome(whole)
     assert [epoch.number for epoch in again.epochs] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("model", "optimizer"), [("cnn", "muon"), ("vgg11", "adamw")])
+@pytest.mark.parametrize("stop", [(1, 2), (2, 0), (2, 3)], ids=str)
+def test_a_training_whose_first_epoch_trains_the_head_alone_resumes_to_the_same_bits(
+    stop: tuple[int, int], model: str, optimizer: str, slot: Slot, made_split: Split, tmp_path: Path
+) -> None:
+    whole = new_training(Slot(tmp_path / "whole"), model, optimizer)
+    run(whole, made_split, freeze_epochs=1)
+    with pytest.raises(Stopped):
+        run(new_training(slot, model, optimizer), made_split, stop, freeze_epochs=1)
+    again = new_training(slot, model, optimizer)
+    assert again.restore()
+    run(again, made_split, freeze_epochs=1)
+    assert outcome(again) == outcome(whole)
 
 
 def forget_moment(state: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ class ModelSpec:
     parameters: all parameters of the training, for people who read the file; empty in older files.
     epoch: the epoch, from 1, that the weights are from.
     data_sha256, weights_sha256, whitening_sha256: of the training data and of the two weights files.
+    pretrained_sha256: of the file of learned weights that the training started from; None for a start from scratch.
     """
 
     model: str
@@ -57,6 +58,7 @@ class ModelSpec:
     epoch: int = 0
     weights_sha256: str = ""
     whitening_sha256: str | None = None
+    pretrained_sha256: str | None = None
     sha256: str = ""
 
 

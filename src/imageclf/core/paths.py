@@ -10,6 +10,7 @@ SOURCE = Path("data/source.yaml")
 LISTING = Path("data/listing.json")
 RAW = Path("data/raw")
 PROCESSED = Path("data/processed")
+PRETRAINED = Path("data/pretrained")
 MODEL = Path("data/model")
 WEIGHTS = MODEL / "model.safetensors"
 MODEL_SPEC = MODEL / "model.json"

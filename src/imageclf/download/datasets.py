@@ -18,18 +18,24 @@ from imageclf.download import cifar
 
 
 class Archive(NamedTuple):
-    """Expected SHA-256, and size in bytes, of a file."""
+    """Expected SHA-256, or its first digits if no more of it is published, and size in bytes, if known, of a file."""
 
     sha256: str
-    size: int
+    size: int | None
 
 
 @dataclass(frozen=True)
-class Source:
-    """A published data set; `splits` reads its archives from the folder of raw files."""
+class Published:
+    """Published files, and the addresses of the folders that hold them."""
 
     files: dict[str, Archive]
     addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source(Published):
+    """A published data set; `splits` reads its archives from the folder of raw files."""
+
     image_shape: tuple[int, int, int]
     classes: tuple[str, ...]
     splits: Callable[[Path], dict[str, Images]]

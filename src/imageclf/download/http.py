@@ -12,19 +12,24 @@ TIMEOUT_S = (10, 30)
 """Timeouts in seconds: to connect, and between two packets."""
 SLOWEST, GRACE_S = 10_000, 30.0
 """Minimum average bytes per second of a server, checked after this many seconds."""
+MOST = 2**30
+"""Maximum size in bytes of a file of unknown size."""
 TRIES = 3
 PAUSE_S = 1.0
 
 
-def download(url: str, size: int, target: Path, progress: bool) -> None:
-    """Download a file of `size` bytes to `target`. Raises `ValueError` with the reason if that fails."""
+def download(url: str, size: int | None, target: Path, progress: bool) -> None:
+    """Download a file to `target`: of `size` bytes, or of an unknown size up to `MOST`.
+
+    Raises `ValueError` with the reason if that fails.
+    """
     try:
         _download(url, size, target, progress)
     except requests.RequestException as error:
         raise ValueError(_reason(error)) from None
 
 
-def _download(url: str, size: int, target: Path, progress: bool) -> None:
+def _download(url: str, size: int | None, target: Path, progress: bool) -> None:
     """Try again if the connection fails."""
     for attempt in range(1, TRIES + 1):
         try:
@@ -37,7 +42,7 @@ def _download(url: str, size: int, target: Path, progress: bool) -> None:
             return
 
 
-def _stream(url: str, size: int, target: Path, progress: bool) -> None:
+def _stream(url: str, size: int | None, target: Path, progress: bool) -> None:
     with requests.Session() as session:
         if url.startswith("https://"):
             del session.adapters["http://"]  # a redirect to plain http then fails
@@ -51,12 +56,12 @@ def _stream(url: str, size: int, target: Path, progress: bool) -> None:
                 unit_scale=True,
                 disable=None if progress else True,
             )
-            start = time.monotonic()
+            start, most = time.monotonic(), MOST if size is None else size
             with bar, target.open("wb") as file:
                 for block in _blocks(response):
                     bar.update(file.write(block))
-                    if file.tell() > size:
-                        raise ValueError(f"more than {size} bytes: this is another file")
+                    if file.tell() > most:
+                        raise ValueError(f"more than {most} bytes: this is another file")
                     if (passed := time.monotonic() - start) > GRACE_S and file.tell() < SLOWEST * passed:
                         raise ValueError(f"slower than {SLOWEST} bytes per second")
 

@@ -4,15 +4,16 @@ Every net maps normalized float images (N, C, H, W) to logits (N, num_classes).
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from imageclf.models.alexnet import ALEXNET, ZFNET, AlexNet
 from imageclf.models.cnn import CNN
 from imageclf.models.convnet32 import ConvNet32
+from imageclf.models.efficientnet import EfficientNetLite0
 from imageclf.models.googlenet import googlenet
 from imageclf.models.mlp import MLP
 from imageclf.models.resnet import resnet
@@ -32,12 +33,22 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(resnet, "resnet18"),
     "resnet34": partial(resnet, "resnet34"),
     "resnet50": partial(resnet, "resnet50"),
+    "efficientnet_lite0": EfficientNetLite0,
 }
 
 
 def parameter_names(name: str) -> list[str]:
-    """Return the parameters of params.yaml that the net `name` takes."""
-    return [key for key in inspect.signature(MODELS[name]).parameters if key not in {"image_shape", "num_classes"}]
+    """Return the parameters of params.yaml that the net `name` takes: those without a default."""
+    found = inspect.signature(MODELS[name]).parameters.items()
+    return [key for key, each in found if each.default is each.empty and key not in {"image_shape", "num_classes"}]
+
+
+def arguments_for(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments that make the net `name` fit learned weights, besides its parameters: those of the stem."""
+    if "large_stem" not in inspect.signature(MODELS[name]).parameters:
+        return {}
+    stems = [weights[key] for key in ("conv1.weight", "conv1.conv.weight") if key in weights]
+    return {"large_stem": True} if any(stem.shape[-1] == 7 for stem in stems) else {}
 
 
 def build(name: str, image_shape: tuple[int, int, int], num_classes: int, **arguments: Any) -> nn.Module:

@@ -52,6 +52,8 @@ def epoch_ended(recorder: Recorder, *epochs: "Epoch") -> None:
 def training_ended(recorder: Recorder, spec: "ModelSpec") -> None:
     """Record the output files of a training: scores, history and model."""
     recorder.tags({"model_sha256": spec.weights_sha256})
+    if spec.pretrained_sha256 is not None:
+        recorder.tags({"pretrained_sha256": spec.pretrained_sha256})
     scores = json.loads(paths.TRAIN_SCORES.read_text(encoding="utf-8"))
     best = {split: scores[split] for split in ("train", "val") if split in scores}
     recorder.metrics(flatten({"best": best}), spec.epoch)

@@ -17,6 +17,7 @@ from imageclf.training.losses import Loss, smooth, weighted
 from imageclf.training.optim import Optimizer, Schedule
 from imageclf.training.runtime import compile_step, derive, set_random_state
 from imageclf.training.scoring import class_indices, score
+from imageclf.training.transfer import freeze, train_mode
 
 FLOAT32 = nullcontext()
 """The context of a forward pass without mixed precision."""
@@ -79,6 +80,7 @@ def fit(
     seed: int,
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    freeze_epochs: int = 0,
     autocast: AbstractContextManager[object] = FLOAT32,
     compiled: bool = False,
     start: Position = Position(),
@@ -86,7 +88,8 @@ def fit(
 ) -> Iterator[Epoch]:
     """Train `net` in place and yield the results of each epoch, with the net as this epoch left it.
 
-    `class_weights` (K,) weight the loss of each train image by its class, not the validation loss.
+    `class_weights` (K,) weight the loss of each train image by its class, not the validation loss. In the first
+    `freeze_epochs` epochs, only the head is trained; the statistics of batch norm do not change.
     With `compiled`, torch.compile makes one program of all that computes the gradients of a batch; a smaller last batch
     runs without it. Training resumes from `start` to the same bits if `net` and `optimizer` have their state from
     there. Raises `UserError` if a loss is not finite. Losses are checked at the end of an epoch, because reading one
@@ -94,13 +97,18 @@ def fit(
     """
     base_lr = optimizer.param_groups[0]["lr"]
     train_loss_of = loss if class_weights is None else weighted(loss, class_weights.to(train.device))
-    gradients = GradientAccumulator(net, train, train_loss_of, label_smoothing, autocast, compiled=compiled)
+    gradients: GradientAccumulator | None = None
 
     def lr_at(epoch: int, step: int) -> float:
         return base_lr * schedule(((epoch - 1) * len(train) + step - 1) / (epochs * len(train)))
 
     for number in range(start.epoch, epochs + 1):
         begin = start if number == start.epoch else Position(number)
+        frozen = number <= freeze_epochs
+        if gradients is None or number == freeze_epochs + 1:
+            freeze(net, frozen=frozen)
+            gradients = GradientAccumulator(net, train, train_loss_of, label_smoothing, autocast, compiled=compiled)
+        train_mode(net, frozen=frozen)
         losses, train_accuracy = _train_epoch(
             net, optimizer, gradients, train, start=begin, lr_at=lr_at, seed=seed, on_step=on_step
         )
@@ -124,14 +132,13 @@ def _train_epoch(
     seed: int,
     on_step: OnStep | None,
 ) -> tuple[Tensor, float]:
-    """Run the steps of an epoch from `start` on; return the losses of all its steps and its accuracy."""
+    """Run the steps of an epoch from `start` on, with the net in train mode; return their losses and its accuracy."""
     device, epoch, images_seen = next(net.parameters()).device, start.epoch, start.images
     losses = torch.zeros(len(train), device=device) if start.losses is None else start.losses.to(device)
     correct = torch.zeros((), dtype=torch.int64, device=device) if start.correct is None else start.correct.to(device)
     torch.manual_seed(derive(seed, epoch, 0))  # dropout
     if start.random is not None:
         set_random_state(start.random, device)
-    net.train()
     for step, (images, targets) in enumerate(train.shuffled(derive(seed, epoch, 1), start.step), start.step + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(epoch, step)
