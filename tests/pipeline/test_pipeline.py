@@ -74,6 +74,7 @@ def test_a_second_repro_runs_nothing(project: Project) -> None:
 
 
 def test_a_change_of_lr_runs_only_train_and_evaluate(project: Project) -> None:
+    (project.root / "uv.lock").write_text("version = 1\n")  # as `uv run` writes it
     output = project.run("dvc", "exp", "run", "-n", "faster", "-S", "lr=0.01")
     assert project.stages_run(output) == ["train", "evaluate"]
     run = project.only_run("faster")
@@ -81,6 +82,8 @@ def test_a_change_of_lr_runs_only_train_and_evaluate(project: Project) -> None:
     assert run.tags["dvc.exp.name"] == "faster"
     assert run.tags["dvc.exp.baseline_rev"] == project.run("git", "rev-parse", "HEAD").strip()
     assert len(run.metrics["test/accuracy"]) == 1
+    assert run.model is not None
+    assert not {"uv.lock", "pyproject.toml"} & {file.name for file in run.model.iterdir()}
     changed = json.loads(project.run("dvc", "metrics", "diff", "--json"))
     assert changed["metrics/test.json"]["test.accuracy"]["diff"] != 0
     assert "faster" in project.run("dvc", "exp", "show", "--csv")

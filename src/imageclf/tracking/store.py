@@ -46,6 +46,7 @@ class Store:
         self.locks.mkdir(parents=True, exist_ok=True)
         set_short_timeouts()
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        os.environ["MLFLOW_LOG_UV_FILES"] = "false"  # the project's own; the model has its requirements
         # By default, MLflow tags models with the login name and the path of this file.
         os.environ["MLFLOW_RUN_CONTEXT"] = json.dumps({"mlflow.user": "", "mlflow.source.name": "stages/train.py"})
         from mlflow import MlflowClient

@@ -1,0 +1,108 @@
+"""The model behind MLflow's own server, and behind a bare web application: what the serving benchmark compares."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+LOG = """
+import sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+import mlflow
+from imageclf.tracking.served_model import log_served_model
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+with mlflow.start_run():
+    log_served_model(Path(sys.argv[1]), epoch=1)
+"""
+READY_S = 120
+
+
+def log_model(checkpoint: Path, work: Path) -> Path:
+    """Log the checkpoint to a new MLflow store in `work`, as a training does; return the folder of the model."""
+    environment = {**os.environ, "MLFLOW_LOG_UV_FILES": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    subprocess.run([sys.executable, "-c", LOG, str(checkpoint)], cwd=work, env=environment, check=True)
+    (folder,) = work.glob("mlruns/*/models/*/artifacts")
+    return folder
+
+
+def free_port() -> int:
+    """Return a port that no program uses."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def mlflow_server(model: Path) -> Iterator[str]:
+    """Serve a model with `mlflow models serve`; yield the address that takes images."""
+    port = free_port()
+    command = ["mlflow", "models", "serve", "-m", str(model), "-p", str(port), "--env-manager", "local"]
+    with _running([sys.executable, "-m", *command], f"http://127.0.0.1:{port}/ping"):
+        yield f"http://127.0.0.1:{port}/invocations"
+
+
+@contextmanager
+def bare_server(checkpoint: Path) -> Iterator[str]:
+    """Serve a checkpoint with a web application of a few lines; yield the address that takes images."""
+    port = free_port()
+    with _running([sys.executable, "-m", "benchmarks.served", str(checkpoint), str(port)], f"http://127.0.0.1:{port}/"):
+        yield f"http://127.0.0.1:{port}/invocations"
+
+
+@contextmanager
+def _running(command: Sequence[str], ready: str) -> Iterator[None]:
+    tools = str(Path(sys.executable).parent)  # mlflow starts uvicorn by its name
+    environment = {**os.environ, "PATH": os.pathsep.join([tools, os.environ.get("PATH", "")])}
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + READY_S
+        while True:
+            try:
+                requests.get(ready, timeout=5)
+                break
+            except requests.ConnectionError:
+                if time.monotonic() > until or process.poll() is not None:
+                    raise
+                time.sleep(0.2)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def main() -> None:
+    """Serve a checkpoint on a port: the same path as MLflow's server, with nothing around it."""
+    import torch
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse
+    from starlette.routing import Route
+
+    from imageclf.inference.predictor import Predictor
+    from imageclf.inference.served import ServedModel
+
+    torch.set_num_threads(1)
+    model = ServedModel(Predictor.load(Path(sys.argv[1]), torch.device("cpu")))
+
+    async def invocations(request: Request) -> JSONResponse:
+        content = await request.json()
+        return JSONResponse({"predictions": await run_in_threadpool(model.predict, content["inputs"])})
+
+    routes = [Route("/invocations", invocations, methods=["POST"])]
+    uvicorn.run(Starlette(routes=routes), port=int(sys.argv[2]), log_level="error")
+
+
+if __name__ == "__main__":
+    main()
