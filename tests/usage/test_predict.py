@@ -1,6 +1,8 @@
 """Tests of `imageclf predict`: its lines are the predictor's answers, and bad files are named, one by one."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,3 +154,23 @@ def test_only_a_few_chunks_are_read_ahead(workers: int, photos: Path, monkeypatc
 def test_the_processes_that_decode_import_no_torch() -> None:
     code = "import sys, imageclf.usage.chunks; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_rest_goes_on(
+    model: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def forbidden(place: Path) -> object:
+        if Path(place) == photos / "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    (photos / "2 notes.txt").unlink()
+    (photos / "9.png").unlink()
+    with pytest.raises(UserError, match=r"^refused 1 of 6 files, named above$"):
+        cli.main(["predict", str(photos), "--model", str(model)])
+    printed = capsys.readouterr()
+    assert printed.err == f"refused {photos / 'sub'}: permission denied\n"
+    assert len(printed.out.splitlines()) == 5

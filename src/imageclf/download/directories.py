@@ -22,11 +22,11 @@ IMAGE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8", b"RIFF")
 """The first bytes of PNG, JPEG, BMP, GIF and WEBP."""
 
 
-def walk(root: Path) -> Iterator[Entry]:
+def walk(root: Path, *, skip_unreadable: bool = False) -> Iterator[Entry]:
     """Yield the files and folders in `root`, without those of the operating system.
 
-    Links to folders come last, so that a folder is listed at its real place rather than at a link to it.
-    Raises `OSError` for a folder that cannot be read.
+    Links to folders come last, so that a folder is listed at its real place rather than at a link to it. A folder that
+    cannot be read is yielded with its problem if `skip_unreadable`. Otherwise it raises `OSError`.
     """
     seen: set[tuple[int, int]] = set()
     folders, links = deque([(root, "", False)]), deque[tuple[Path, str, bool]]()
@@ -40,8 +40,14 @@ def walk(root: Path) -> Iterator[Entry]:
         seen.add(key)
         if name:
             yield Entry(name, 0, bytes, is_folder=True)
-        with os.scandir(place) as found:
-            items = sorted((item for item in found if not is_system_file(item.name)), key=lambda item: item.name)
+        try:
+            with os.scandir(place) as found:
+                items = sorted((item for item in found if not is_system_file(item.name)), key=lambda item: item.name)
+        except OSError as error:
+            if not skip_unreadable:
+                raise
+            yield _skipped(name, _reason(error))
+            continue
         for item in items:
             path, below = Path(item.path), f"{name}/{item.name}" if name else item.name
             if problem := _problem(item):
@@ -57,7 +63,7 @@ def single(path: Path) -> Entry:
     try:
         status = path.stat()
     except OSError as error:
-        return _skipped(str(path), (error.strerror or "cannot be read").lower())
+        return _skipped(str(path), _reason(error))
     if not stat.S_ISREG(status.st_mode):
         return _skipped(str(path), "not a plain file")
     return Entry(str(path), status.st_size, partial(_read, path))
@@ -65,6 +71,10 @@ def single(path: Path) -> Entry:
 
 def _skipped(name: str, problem: str) -> Entry:
     return Entry(name, 0, bytes, problem=problem)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "cannot be read").lower()
 
 
 def _problem(item: os.DirEntry[str]) -> str | None:

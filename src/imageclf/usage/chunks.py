@@ -41,7 +41,7 @@ def entries(named: Iterable[Path]) -> Iterator[Entry]:
         if not path.is_dir():
             yield directories.single(path)
             continue
-        for entry in directories.walk(path):
+        for entry in directories.walk(path, skip_unreadable=True):
             if not entry.is_folder:
                 yield entry._replace(name=os.path.join(path, entry.name))  # noqa: PTH118 - a Path per file is slow
 
