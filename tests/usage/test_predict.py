@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_rest_goes_on(
     scandir = os.scandir
 
     def forbidden(place: Path) -> object:
-        if Path(place) == photos / "sub":
+        if place == photos / "sub":
             raise PermissionError(errno.EACCES, "Permission denied", str(place))
         return scandir(place)
 
