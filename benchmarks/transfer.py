@@ -1,6 +1,6 @@
-"""Measure what learned weights bring to a training with 20 photographs per class; about a quarter of an hour.
+"""Measure what learned weights bring to a training with 20 photographs per class; ten minutes.
 
-    uv run --group transfer python -m benchmarks.transfer
+    OMP_NUM_THREADS=1 uv run --group transfer python -m benchmarks.transfer --jobs 3
     uv run --group transfer python -m benchmarks.transfer --redraw   # page and figure again, from docs/transfer.json
 
 The photographs are those of CIFAR-10. Each seed draws its own images for training; all are tested on the same ones.
@@ -163,7 +163,7 @@ or googlenet gets the stem of its weights: a 7x7 convolution and a pool for Imag
 pixels; without learned weights, the stem for small images stays. In the first `freeze_epochs` epochs only the last
 layer is trained, and the statistics of batch norm do not change; if that is all epochs, only the last layer ever is.
 
-# {TRAIN} images per class
+## {TRAIN} images per class
 
 The images are CIFAR-10's, as JPEG files of 32x32 pixels, enlarged for efficientnet_lite0. Each seed draws its own
 {TRAIN} train images per class; the test images are {TEST} per class, the same for all. No images are kept for
