@@ -48,10 +48,11 @@ FOREIGN = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
 import mlflow
+import numpy as np
 model = mlflow.pyfunc.load_model(sys.argv[1])
 assert not [path for path in sys.path if "imageclf" in path and "mlruns" not in path and "/artifacts/code" not in path]
 texts = json.load(open(sys.argv[2]))
-print(json.dumps([[*answer["probabilities"].values()] for answer in model.predict(texts)]))
+print(json.dumps([[*answer["probabilities"].values()] for answer in model.predict(np.array(texts, dtype=object))]))
 """
 
 Probabilities = NDArray[np.float32]
