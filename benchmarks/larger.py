@@ -52,7 +52,7 @@ def train(variant: str, path: Path, seconds: float) -> dict[str, Any]:
     from imageclf.training.fit import FLOAT32, GradientAccumulator
 
     runtime.set_threads("auto")
-    images = np.load(path, mmap_mode="c")
+    images = np.load(path, mmap_mode="c", allow_pickle=False)
     if variant == "memory":
         images = np.array(images[:IN_MEMORY])
     if variant == "memory map":

@@ -256,10 +256,15 @@ def _sentence(details: ErrorDetails, keys: list[str]) -> str:
         case "missing":
             return "is missing; see the committed params.yaml"
         case "extra_forbidden":
-            return f"is not a parameter{_nearest(str(details['loc'][-1]), keys)}"
+            suggestion = _suggestion(str(details["loc"][-1]), keys)
+            return (
+                f"is not a parameter{suggestion}"
+                if suggestion
+                else f"is not a parameter; choose from {', '.join(keys)}"
+            )
         case "literal_error":
             choices = re.findall(r"'([^']*)'", context["expected"])
-            return f"{yaml12.show(value)} is not one of {', '.join(choices)}{_nearest(yaml12.show(value), choices)}"
+            return f"{yaml12.show(value)} is not one of {', '.join(choices)}{_suggestion(yaml12.show(value), choices)}"
         case "value_error":
             return str(context["error"])
         case _:
@@ -267,9 +272,9 @@ def _sentence(details: ErrorDetails, keys: list[str]) -> str:
             return f"{message.replace('input should', 'should')}, got {yaml12.show(value)}{_hint(value)}"
 
 
-def _nearest(word: str, choices: list[str]) -> str:
+def _suggestion(word: str, choices: list[str]) -> str:
     near = difflib.get_close_matches(word.lower(), choices, n=1, cutoff=0.4) or choices[:1] * (len(choices) == 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; choose from {', '.join(choices)}"
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _hint(value: object) -> str:

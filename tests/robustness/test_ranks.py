@@ -39,10 +39,10 @@ LONG: dict[str, Any] = {"processes": "2", "hidden": "[8]", "schedule": "constant
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with the prepared digits."""
+    """Return a folder with the prepared digits, and the record of no learned weights."""
     root = tmp_path_factory.mktemp("prepared")
     write_params(root)
-    run_until(root, "preprocess")
+    run_until(root, "weights")
     return root
 
 

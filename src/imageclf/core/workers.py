@@ -8,8 +8,7 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-
-import filelock
+from typing import Any
 
 from imageclf.core import paths
 
@@ -31,6 +30,8 @@ def lease_gpu(count: int) -> int:
     """
     if count < 2 or not _is_copy():
         return 0
+    import filelock
+
     for index in range(count):
         lock = filelock.FileLock(paths.repository() / f".dvc/tmp/gpu-{index}.lock")
         with suppress(filelock.Timeout):
@@ -40,7 +41,7 @@ def lease_gpu(count: int) -> int:
     return 0
 
 
-_leases: list[filelock.BaseFileLock] = []
+_leases: list[Any] = []
 """Locks that this process keeps; a lock that nothing refers to is released."""
 
 

@@ -101,9 +101,17 @@ def merge(base: Values, changes: Values) -> Values:
 
 
 def differences(ran: Values, recipe: Values, keys: Iterable[str]) -> Differences:
-    """Return the parameters among `keys` whose values differ; a missing parameter counts as None."""
-    pairs = {key: (ran.get(key), recipe.get(key)) for key in keys}
-    return {key: pair for key, pair in pairs.items() if params.as_list(pair[0]) != params.as_list(pair[1])}
+    """Return the parameters among `keys` whose values differ.
+
+    A missing parameter counts as off (empty, false or 0), because an older experiment does not know newer parameters.
+    """
+    found: Differences = {}
+    for key in keys:
+        pair = ran.get(key), recipe.get(key)
+        are_off = not any(pair) and not (key in ran and key in recipe)
+        if not are_off and params.as_list(pair[0]) != params.as_list(pair[1]):
+            found[key] = pair
+    return found
 
 
 def parse_changes(texts: Iterable[str]) -> Values:

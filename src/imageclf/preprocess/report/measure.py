@@ -87,7 +87,7 @@ def _near(folder: Path, manifest: DatasetManifest) -> tuple[Near | None, str | N
         return None, "only your own images are searched"
     if manifest.counts["test"] * manifest.counts["train"] > MOST_PAIRS:
         return None, f"there are more than {MOST_PAIRS:,} pairs of a test and a train image"
-    permutation = np.load(folder / PERMUTATION) if PERMUTATION in manifest.files else None
+    permutation = np.load(folder / PERMUTATION, allow_pickle=False) if PERMUTATION in manifest.files else None
     train, test = (unpermute(_images(folder, split), permutation) for split in ("train", "test"))
     return near.find(train, test), None
 
