@@ -183,11 +183,20 @@ def test_a_training_can_be_resumed_with_another_number_of_processes(prepared: Pa
     assert "resuming at epoch" in result.output
 
 
+MEETING = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+
+
 def test_a_launcher_may_start_the_ranks(prepared: Path, tmp_path: Path) -> None:
     root = new_project(prepared, tmp_path / "launched", processes="1")
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "stages.train"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *MEETING, "-m", "stages.train"]
     done = subprocess.run(
-        [sys.executable, *command], cwd=root, env=environment(root), capture_output=True, text=True, check=False
+        [sys.executable, *command],
+        cwd=root,
+        env=environment(root),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
     )
     assert done.returncode == 0, done.stderr
     expected = new_project(prepared, tmp_path / "started", processes="2")
