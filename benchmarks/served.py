@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import requests
@@ -45,7 +45,7 @@ def mlflow_server(model: Path) -> Iterator[str]:
     """Serve a model with `mlflow models serve`; yield the address that takes images."""
     port = free_port()
     command = ["mlflow", "models", "serve", "-m", str(model), "-p", str(port), "--env-manager", "local"]
-    with _running([sys.executable, "-m", *command], f"http://127.0.0.1:{port}/ping"):
+    with running([sys.executable, "-m", *command], f"http://127.0.0.1:{port}/ping"):
         yield f"http://127.0.0.1:{port}/invocations"
 
 
@@ -53,31 +53,43 @@ def mlflow_server(model: Path) -> Iterator[str]:
 def bare_server(checkpoint: Path) -> Iterator[str]:
     """Serve a checkpoint with a web application of a few lines; yield the address that takes images."""
     port = free_port()
-    with _running([sys.executable, "-m", "benchmarks.served", str(checkpoint), str(port)], f"http://127.0.0.1:{port}/"):
+    with running([sys.executable, "-m", "benchmarks.served", str(checkpoint), str(port)], f"http://127.0.0.1:{port}/"):
         yield f"http://127.0.0.1:{port}/invocations"
 
 
 @contextmanager
-def _running(command: Sequence[str], ready: str) -> Iterator[None]:
+def running(
+    command: Sequence[str], ready: str, folder: Path | None = None, environment: Mapping[str, str] = os.environ
+) -> Iterator[None]:
+    """Run a server in `folder` until the end of the block, which begins when the address `ready` answers."""
     tools = str(Path(sys.executable).parent)  # mlflow starts uvicorn by its name
-    environment = {**os.environ, "PATH": os.pathsep.join([tools, os.environ.get("PATH", "")])}
+    path = os.pathsep.join([tools, environment.get("PATH", "")])
     process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=folder,
+        env={**environment, "PATH": path},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         until = time.monotonic() + READY_S
-        while True:
-            try:
-                requests.get(ready, timeout=5)
-                break
-            except requests.ConnectionError:
-                if time.monotonic() > until or process.poll() is not None:
-                    raise
-                time.sleep(0.2)
+        while not _answers(ready):
+            if time.monotonic() > until or process.poll() is not None:
+                raise TimeoutError(f"{' '.join(command)} does not answer at {ready}")
+            time.sleep(0.2)
         yield
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        return requests.get(address, timeout=5).status_code < 500
+    except requests.RequestException:
+        return False
 
 
 def main() -> None:

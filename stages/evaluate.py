@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from imageclf import params
 from imageclf.contracts import dataset, model
-from imageclf.contracts.dataset import Prepared
+from imageclf.contracts.dataset import Prepared, Split
 from imageclf.core import files, paths, process
 from imageclf.preprocess.report import record
 from imageclf.preprocess.report.record import DataReport
@@ -53,43 +53,42 @@ def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
     scores |= {"calibration_error": calibration.error, "gap": train_scores["train"]["accuracy"] - scores["accuracy"]}
     about_data = record.read(paths.DATA_REPORT)
     remarks = quality.remarks(train_scores["train"]["accuracy"], scores["accuracy"], classes, names)
+    remarks += about_data.warnings
 
     files.write_json(paths.TEST_SCORES, {"test": scores})
     tables.write_predictions(paths.PREDICTIONS, names, labels, probabilities)
     tables.write_per_class(paths.PER_CLASS, names, classes)
     found = card.Findings(train=train_scores, test=scores, classes=classes, calibration=calibration, remarks=remarks)
     files.write_text(paths.MODEL_CARD, card.as_markdown(loaded.spec, data.manifest, found))
-    draw(data, names, confusion, probabilities)
-    draw_data(data, about_data, names)
+    draw(data, test, confusion, probabilities)
+    draw_data(data, test, about_data)
     report(scores, names, remarks)
     print(fonts.note(names), end="")
     return scores
 
 
-def draw(
-    data: Prepared, names: Sequence[str], confusion: NDArray[np.int64], probabilities: NDArray[np.float32]
-) -> None:
+def draw(data: Prepared, test: Split, confusion: NDArray[np.int64], probabilities: NDArray[np.float32]) -> None:
     """Draw the confusion matrix, the first test images, and the most confident mistakes."""
     from imageclf.evaluation import plots, tables
 
-    test = data["test"]
-    labels, images = test.labels, dataset.unpermute(test.images, data.permutation)
+    labels, names = test.labels, data.manifest.classes
     plots.plot_confusion(paths.PLOTS / "confusion.png", names, confusion)
-    for name, rows in (("samples", slice(8)), ("mistakes", tables.most_confident_mistakes(labels, probabilities)[:8])):
-        plot = paths.PLOTS / f"{name}.png"
-        plots.plot_predictions(plot, images[rows], labels[rows], probabilities[rows], names)
+    mistakes = tables.most_confident_mistakes(labels, probabilities)[:8]
+    for name, rows in (("samples", np.arange(min(8, len(test)))), ("mistakes", mistakes)):
+        images = dataset.unpermute(test.images[rows], data.permutation)
+        plots.plot_predictions(paths.PLOTS / f"{name}.png", images, labels[rows], probabilities[rows], names)
 
 
-def draw_data(data: Prepared, about: DataReport, names: Sequence[str]) -> None:
+def draw_data(data: Prepared, test: Split, about: DataReport) -> None:
     """Draw the train images of each class, and the closest pairs of near-duplicates."""
     from imageclf.evaluation import plots
 
-    train, test = data["train"], data["test"]
-    shown = dataset.unpermute(train.images[: plots.MOST_IMAGES], data.permutation)
-    plots.plot_classes(paths.PLOTS / "data.png", shown, train.labels[: len(shown)], names)
+    train, permutation = data["train"], data.permutation
+    shown = dataset.unpermute(train.images[: plots.MOST_IMAGES], permutation)
+    plots.plot_classes(paths.PLOTS / "data.png", shown, train.labels[: len(shown)], data.manifest.classes)
     if about.near and (pairs := about.near.pairs[:5]):
-        shown_test = dataset.unpermute(test.images[[pair.test for pair in pairs]], data.permutation)
-        shown_train = dataset.unpermute(train.images[[pair.train for pair in pairs]], data.permutation)
+        shown_test = dataset.unpermute(test.images[[pair.test for pair in pairs]], permutation)
+        shown_train = dataset.unpermute(train.images[[pair.train for pair in pairs]], permutation)
         titles = [f"{pair.test} and {pair.train}\ncorrelation {pair.details:.2f}" for pair in pairs]
         plots.plot_pairs(paths.PLOTS / "near_duplicates.png", shown_test, shown_train, titles)
 

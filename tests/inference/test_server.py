@@ -83,11 +83,10 @@ def test_a_bad_body_gets_a_sentence(name: str, address: str) -> None:
     answer = requests.post(address, data=BAD[name].encode(), headers=JSON, timeout=60)
     assert 400 <= answer.status_code < 500, answer.text
     content = answer.json()
-    sentence = content.get("message") or content.get("detail") or json.dumps(content)
     assert 10 < len(answer.text) < 2000
     assert "Traceback" not in answer.text
     assert 'File "' not in answer.text
-    assert sentence
+    assert content.get("message") or content.get("detail")
 
 
 def test_another_content_type_is_refused(address: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from imageclf.contracts.preparation import Shape
 from imageclf.core import paths
 from imageclf.core.errors import UserError
-from imageclf.usage import models
+from imageclf.usage import addresses, models
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -119,7 +119,7 @@ def chosen() -> list[str]:
 def main(arguments: list[str] | None = None, prog: str | None = None) -> None:
     """Run the command `imageclf demo`."""
     parser = argparse.ArgumentParser(prog, description="Draw or drop a picture, and see what models make of it.")
-    parser.add_argument("--model", action="append", help=models.HELP)
+    parser.add_argument("--model", action="append", help=addresses.HELP)
     parser.add_argument("--port", type=int, default=8765, help="default 8765")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     given = parser.parse_args(arguments)

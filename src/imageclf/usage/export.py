@@ -25,7 +25,7 @@ from imageclf.contracts.model import SPEC, ModelSpec
 from imageclf.contracts.raw import Pixels
 from imageclf.core import files
 from imageclf.core.errors import UserError
-from imageclf.usage import models
+from imageclf.usage import addresses
 
 if TYPE_CHECKING:
     from imageclf.inference.checkpoint import Classifier
@@ -178,10 +178,10 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> None:
     """Run the command `imageclf export`."""
     parser = argparse.ArgumentParser(prog, description="Write a trained model as an ONNX or PyTorch program.")
     parser.add_argument("--format", choices=FORMATS, required=True, help="pt2 is the format of torch.export")
-    parser.add_argument("--model", help=models.HELP)
+    parser.add_argument("--model", help=addresses.HELP)
     parser.add_argument("--output", type=Path, help="the file to write (default model.onnx or model.pt2)")
     given = parser.parse_args(arguments)
     path = given.output or Path(f"model.{given.format}")
-    with models.located(given.model) as folder:
+    with addresses.located(given.model) as folder:
         parity = export(folder, given.format, path)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB; {parity.sentence()}")

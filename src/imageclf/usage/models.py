@@ -4,12 +4,10 @@ import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
-from imageclf.usage.addresses import HELP, located
+from imageclf.usage.addresses import located
 
 if TYPE_CHECKING:
     from imageclf.inference.predictor import Predictor
-
-__all__ = ["HELP", "load", "located"]
 
 
 def load(address: str | None, device: str = "cpu") -> "Predictor":

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from imageclf.core.cores import allowed_cores
 from imageclf.core.errors import UserError
 from imageclf.download.entries import readable
-from imageclf.usage import chunks, models
+from imageclf.usage import addresses, chunks, models
 
 if TYPE_CHECKING:
     from imageclf.inference.predictor import Predictor
@@ -42,7 +42,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog, description="Classify image files, and the images in folders.")
     add = parser.add_argument
     add("path", nargs="+", type=Path, help="an image file, or a folder; folders in it are included")
-    add("--model", help=models.HELP)
+    add("--model", help=addresses.HELP)
     add("--top", type=_positive, default=1, metavar="N", help="number of classes per image (default 1)")
     add("--json", action="store_true", help="print a JSON object per line: file, class, probability, top")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto", help="default auto: a GPU if there is one")

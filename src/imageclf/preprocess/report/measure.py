@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from imageclf.contracts.dataset import PERMUTATION, DatasetManifest, split_files, unpermute
+from imageclf.contracts.dataset import PERMUTATION, DatasetManifest, split_files
 from imageclf.preprocess.report import near
 from imageclf.preprocess.report.record import DataReport, Near
 
@@ -88,8 +88,7 @@ def _near(folder: Path, manifest: DatasetManifest) -> tuple[Near | None, str | N
     if manifest.counts["test"] * manifest.counts["train"] > MOST_PAIRS:
         return None, f"there are more than {MOST_PAIRS:,} pairs of a test and a train image"
     permutation = np.load(folder / PERMUTATION, allow_pickle=False) if PERMUTATION in manifest.files else None
-    train, test = (unpermute(_images(folder, split), permutation) for split in ("train", "test"))
-    return near.find(train, test), None
+    return near.find(_images(folder, "train"), _images(folder, "test"), permutation), None
 
 
 def _warnings(

@@ -8,6 +8,7 @@ where nine in ten of the pairs that they find are duplicates by eye.
 import numpy as np
 from numpy.typing import NDArray
 
+from imageclf.contracts.dataset import unpermute
 from imageclf.preprocess.report.record import Near, Pair
 
 WHOLE, DETAILS = 0.9, 0.75
@@ -29,16 +30,16 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-def find(train: Pixels, test: Pixels) -> Near:
-    """Compare each test image with all train images, both (N, C, H, W)."""
-    known, asked = _unit(_means(train, 8)), _unit(_means(test, 8))
+def find(train: Pixels, test: Pixels, permutation: NDArray[np.int64] | None = None) -> Near:
+    """Compare each test image with all train images, both (N, C, H, W), stored with this permutation."""
+    known, asked = _unit(_means(train, 8, permutation)), _unit(_means(test, 8, permutation))
     pairs: list[Pair] = []
     step = max(1, BLOCK_BYTES // (4 * max(len(train), 1)))
     for start in range(0, len(test), step):
         scores = asked[start : start + step] @ known.T
         best = min(CANDIDATES, len(train))
         candidates = np.argpartition(-scores, best - 1, axis=1)[:, :best]
-        pairs += _compare(train, test, start, candidates)
+        pairs += _compare(train, test[start : start + step], candidates, permutation, start=start)
     pairs.sort(key=lambda pair: -pair.details)
     found = [pair for pair in pairs if pair.details > DETAILS and pair.whole > WHOLE]
     if len(found) > ALIKE * len(test):
@@ -46,10 +47,12 @@ def find(train: Pixels, test: Pixels) -> Near:
     return Near(count=len(found), share=len(found) / len(test), pairs=found[:LISTED])
 
 
-def _compare(train: Pixels, test: Pixels, start: int, candidates: NDArray[np.intp]) -> list[Pair]:
-    """Return the best candidate (rows of train) of each test image from `start` on."""
+def _compare(
+    train: Pixels, test: Pixels, candidates: NDArray[np.intp], permutation: NDArray[np.int64] | None, *, start: int
+) -> list[Pair]:
+    """Return the best candidate, a row of train, of each image of `test`, whose first row is `start` of the split."""
     rows = np.unique(candidates)
-    known, asked = _means(train[rows], 16), _means(test[start : start + len(candidates)], 16)
+    known, asked = _means(train[rows], 16, permutation), _means(test, 16, permutation)
     details = _unit(_details(known)), _unit(_details(asked))
     whole = _unit(known), _unit(asked)
     pairs = []
@@ -67,14 +70,15 @@ def _compare(train: Pixels, test: Pixels, start: int, candidates: NDArray[np.int
     return pairs
 
 
-def _means(images: Pixels, side: int) -> Floats:
-    """Return the means of side x side equal areas of each image, (N, C, side, side)."""
+def _means(images: Pixels, side: int, permutation: NDArray[np.int64] | None) -> Floats:
+    """Return the means of side x side equal areas of each image, (N, C, side, side), with its pixels in order."""
     _, channels, height, width = images.shape
     rows, columns = _areas(height, side), _areas(width, side)
     found = np.empty((len(images), channels, side, side), np.float32)
     step = max(1, BLOCK_BYTES // (4 * max(1, channels * height * width)))
     for start in range(0, len(images), step):
-        found[start : start + step] = rows @ images[start : start + step].astype(np.float32) @ columns.T
+        block = unpermute(images[start : start + step], permutation)
+        found[start : start + step] = rows @ block.astype(np.float32) @ columns.T
     return found
 
 
