@@ -36,8 +36,9 @@ def write_images(path: Path, count: int) -> None:
     random, step = np.random.default_rng(0), 200_000
     for start in range(0, count, step):
         array[start : start + step] = random.integers(256, size=(min(step, count - start), *SHAPE), dtype=np.uint8)
-    array.flush()
+    del array  # the kernel keeps pages that are mapped
     with path.open("rb") as file:
+        os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from imageclf import params, yaml12
 from imageclf.contracts import dataset, history, model, pretrained
-from imageclf.contracts.dataset import Prepared, Split
+from imageclf.contracts.dataset import Prepared
 from imageclf.contracts.model import ModelSpec
 from imageclf.contracts.pretrained import Pretrained
 from imageclf.core import cores, files, paths, process
@@ -23,12 +23,9 @@ from imageclf.tracking.client import Recorder
 from imageclf.training import ranks, resume
 
 if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
     from imageclf.tracking.progress import Progress
-    from imageclf.training.batches import Batches, Normalize
-    from imageclf.training.fit import Epoch, OnStep, Position
+    from imageclf.training.batches import Batches
+    from imageclf.training.fit import Epoch, Position
 
 
 def main() -> None:
@@ -84,14 +81,14 @@ def train(
     import torch
 
     from imageclf.tracking.summary import as_table, describe_layers
-    from imageclf.training import optim, runtime
+    from imageclf.training import assemble, runtime
     from imageclf.training.batches import Batches, Normalize
     from imageclf.training.scoring import BATCH_SIZE
 
     device, threads = runtime.choose_device(machine.device), runtime.set_threads(machine.threads)
     runtime.allow_tf32(device)
     torch.manual_seed(runtime.derive(options.seed, 0))
-    net, spec = build(options, data, learned)
+    net, spec = assemble.build(options, data, learned)
     layers = as_table(describe_layers(net, spec.image_shape))
     print(layers, flush=True)
     processes = ranks.count(machine.processes, net, device)
@@ -101,124 +98,24 @@ def train(
     events.net_built(recorder, layers, {key: str(value) for key, value in settings.items()})
 
     net = runtime.place(net, device)
-    optimizer_options = optim.OptimizerOptions(
-        lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, weight_decay=options.weight_decay
-    )
-    optimizer = optim.OPTIMIZERS[options.optimizer](net, optimizer_options)
+    optimizer = assemble.build_optimizer(options, net)
     state = resume.TrainingState(
         net, optimizer, slot, save_every_s=60 * machine.checkpoint_minutes, processes=processes
     )
     normalize = Normalize(spec.normalization, data.whitening)
     with ranks.joined(processes, device) as place:
-        batches = training_batches(options, data, normalize, device, place)
+        batches = assemble.training_batches(options, data, normalize, device, place)
         if place.rank:
-            follow(state, options, data, batches)
+            assemble.follow(state, options, data, batches)
             return None
         scored = {"train": batches.resized(BATCH_SIZE)}
         if "val" in data:
-            scored["val"] = Batches(data["val"], normalize, BATCH_SIZE, device, resident=fits(data["val"], device))
+            scored["val"] = Batches(
+                data["val"], normalize, BATCH_SIZE, device, resident=assemble.fits(data["val"], device)
+            )
         for epoch in fitted_epochs(state, options, machine, data, train=batches, val=scored.get("val")):
             events.epoch_ended(recorder, epoch)
     return write(state, options, data, spec, scored)
-
-
-def follow(state: resume.TrainingState, options: TrainParams, data: Prepared, batches: "Batches") -> None:
-    """Take part in the training of rank 0, which reads and writes the state."""
-    state.restore()
-    if not state.stalled(options.patience):
-        for _ in fit_from(state, options, data, train=batches):
-            if batches.ranks.any(False):
-                return
-
-
-def fit_from(
-    state: resume.TrainingState,
-    options: TrainParams,
-    data: Prepared,
-    *,
-    train: "Batches",
-    val: "Batches | None" = None,
-    on_step: "OnStep | None" = None,
-) -> Iterator["Epoch"]:
-    """Yield the epochs of the training from the position of its state on."""
-    from imageclf.training import optim, runtime
-    from imageclf.training.fit import fit
-    from imageclf.training.losses import LOSSES, balanced_weights
-
-    balanced = options.class_weights == "balanced"
-    return fit(
-        state.net,
-        state.optimizer,
-        optim.with_warmup(optim.SCHEDULES[options.schedule], options.warmup),
-        LOSSES[options.loss],
-        train=train,
-        val=val,
-        epochs=options.epochs,
-        seed=options.seed,
-        label_smoothing=options.label_smoothing,
-        freeze_epochs=options.freeze_epochs,
-        class_weights=balanced_weights(data["train"].labels, len(data.manifest.classes)) if balanced else None,
-        autocast=runtime.autocast(options.precision, train.device),
-        compiled=options.compile,
-        start=state.position,
-        on_step=on_step,
-    )
-
-
-def build(options: TrainParams, data: Prepared, learned: Pretrained) -> "tuple[nn.Module, ModelSpec]":
-    """Return the net, with the learned weights if there are any, and its spec."""
-    from imageclf import models
-    from imageclf.training.transfer import transfer
-
-    weights = pretrained.read_tensors(paths.PRETRAINED, learned)
-    arguments = {name: getattr(options, name) for name in models.parameter_names(options.model)}
-    arguments |= models.arguments_for(options.model, weights)
-    spec = model.describe(
-        data, model=options.model, arguments=arguments, loss=options.loss, parameters=options.model_dump()
-    )
-    net = models.build(spec.model, spec.image_shape, len(spec.classes), **arguments)
-    if learned.file is None:
-        return net, spec
-    print(transfer(net, weights, spec.model).sentences())
-    spec = replace(spec, normalization=learned.normalization_for(data), pretrained_sha256=learned.weights_sha256)
-    mean, std = (", ".join(f"{value:.3f}" for value in values) for values in spec.normalization)
-    print(f"normalization: mean {mean}, std {std}", flush=True)
-    return net, spec
-
-
-def training_batches(
-    options: TrainParams, data: Prepared, normalize: "Normalize", device: "torch.device", place: ranks.Ranks
-) -> "Batches":
-    """Return the augmented batches of the train split, which stays on the disk if it is large."""
-    from imageclf.training.augment import Augmentation
-    from imageclf.training.batches import Batches
-
-    augmentation = Augmentation(
-        crop=options.crop,
-        color_jitter=options.color_jitter,
-        shift=options.shift,
-        flip=options.flip,
-        cutout=options.cutout,
-        fill=data.mean_level,
-    )
-    split = data["train"]
-    resident = fits(split, device)
-    if not resident:
-        print(
-            f"the images ({split.images.nbytes / 2**30:.1f} GiB) are read from the disk: they exceed half of the free "
-            f"memory of the device",
-            flush=True,
-        )
-    return Batches(
-        split, normalize, options.batch_size, device, augmentation=augmentation, resident=resident, ranks=place
-    )
-
-
-def fits(split: Split, device: "torch.device") -> bool:
-    """Return True if the images of a split take at most half of the device's free memory."""
-    from imageclf.training import runtime
-
-    return split.images.nbytes <= runtime.free_memory(device) / 2
 
 
 def fitted_epochs(
@@ -235,6 +132,7 @@ def fitted_epochs(
     A signal stops the training at the end of a step, after the state is saved.
     """
     from imageclf.tracking.progress import Progress
+    from imageclf.training import assemble
 
     if state.restore():
         print(f"resuming at epoch {state.position.epoch}, step {state.position.step + 1}", flush=True)
@@ -247,7 +145,7 @@ def fitted_epochs(
         process.deferred_signals() as signals,
     ):
         on_step = partial(after_step, progress, state, signals)
-        for epoch in fit_from(state, options, data, train=train, val=val, on_step=on_step):
+        for epoch in assemble.fit_from(state, options, data, train=train, val=val, on_step=on_step):
             progress.epoch(epoch)
             state.save_epoch(epoch)
             yield epoch

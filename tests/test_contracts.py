@@ -121,7 +121,8 @@ def test_params_are_the_fields_of_the_class_of_the_stage(stage: str) -> None:
 def test_a_stage_reads_each_of_its_params_and_no_others(stage: str) -> None:
     path = ROOT / "stages" / f"{stage}.py"
     read = attributes_read(path)
-    if stage == "train":  # `models.parameter_names` names the parameters of the nets
+    if stage == "train":  # `assemble` reads what the stage hands on; `models.parameter_names` names those of the nets
+        read |= attributes_read(LIBRARY / "training" / "assemble.py")
         read |= {name for net in models.MODELS for name in models.parameter_names(net)}
     if stage == "preprocess":  # `PreprocessParams.preparation` reads the fields of the preparation
         assert "preparation" in read

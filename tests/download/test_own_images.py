@@ -11,6 +11,7 @@ from PIL import Image
 from project import Project
 
 from imageclf.contracts import dataset
+from imageclf.preprocess.report import record
 
 pytestmark = pytest.mark.pipeline
 
@@ -74,6 +75,12 @@ def test_names_bits_and_counts_are_right_in_all_outputs(project: Project) -> Non
     assert set(data["train"].labels) == set(range(13))
 
     metrics = project.root / "metrics"
+    warnings = record.read(metrics / "data.json").warnings
+    assert any(" classes have fewer than 10 train images (" in sentence for sentence in warnings)
+    limits = (metrics / "model_card.md").read_text(encoding="utf-8").split("## Limits")[1]
+    for sentence in warnings:
+        assert f"warning: {sentence}" in lines
+        assert f"- {sentence.partition(' (')[0]}" in limits
     assert column(metrics / "per_class.csv", "class") == data.manifest.classes
     actual = column(metrics / "predictions.csv", "actual")
     assert actual == [data.manifest.classes[label] for label in data["test"].labels]
