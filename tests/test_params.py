@@ -19,6 +19,7 @@ from imageclf.core.errors import UserError
 from imageclf.download.datasets import DATASETS
 from imageclf.download.weights import WEIGHTS
 from imageclf.models import MODELS
+from imageclf.models.activations import ACTIVATIONS
 from imageclf.training.losses import LOSSES
 from imageclf.training.optim import OPTIMIZERS, SCHEDULES
 
@@ -158,6 +159,7 @@ def choices(annotation: Any) -> tuple[Any, ...]:
         (params.DownloadParams, "dataset", {**DATASETS, "folder": "your own images"}),
         (params.PreprocessParams, "dataset", {**DATASETS, "folder": "your own images"}),
         (params.TrainParams, "model", MODELS),
+        (params.TrainParams, "activation", ACTIVATIONS),
         (params.TrainParams, "loss", LOSSES),
         (params.TrainParams, "optimizer", OPTIMIZERS),
         (params.TrainParams, "schedule", SCHEDULES),
@@ -280,6 +282,8 @@ def test_a_wrong_value_is_an_error_that_names_the_key(tmp_path: Path, key: str, 
         ("dataset", "fashion-mnist", "fashion_mnist"),
         ("model", "CNN", "cnn"),
         ("optimizer", "Adam", "adam"),
+        ("activation", "LeakyReLU", "leaky_relu"),
+        ("activation", "None", "none"),
         ("optimizer", "RMSProp", "rmsprop"),
         ("schedule", "cosin", "cosine"),
         ("normalize", "None", "none"),

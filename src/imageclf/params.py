@@ -108,6 +108,7 @@ class TrainParams(_Strict):
     kernel_size: Annotated[int, Field(ge=1, le=31)]
     conv_padding: Literal["same", "valid"]
     hidden: Annotated[list[Count], SHORT_FORM]
+    activation: Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "tanh", "none"]
     width: Annotated[float, Field(gt=0, le=16)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     freeze_epochs: Annotated[int, Field(ge=0, le=1_000_000)]

@@ -22,6 +22,7 @@ from imageclf.contracts.preparation import Preparation
 from imageclf.core import files, paths
 from imageclf.core.errors import UserError
 from imageclf.inference import checkpoint
+from imageclf.models.activations import ACTIVATIONS
 from imageclf.training.batches import Whitening
 
 SHAPE = (2, 8, 8)
@@ -79,6 +80,15 @@ def test_every_net_is_rebuilt_from_its_spec(name: str, tmp_path: Path) -> None:
     found = checkpoint.load(tmp_path).net.state_dict()
     assert found.keys() == net.state_dict().keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_activation_comes_back(activation: str, tmp_path: Path) -> None:
+    arguments, images = {**ARGUMENTS, "activation": activation}, torch.randn(5, *SHAPE)
+    save(tmp_path, arguments=arguments)
+    torch.manual_seed(0)
+    expected = models.build("cnn", SHAPE, len(CLASSES), **arguments).eval()
+    assert torch.equal(checkpoint.load(tmp_path).net(images), expected(images))
 
 
 def test_the_spec_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ ARGUMENTS = {"width": 0.25, "dropout": 0.0}
 
 
 def build(name: str, shape: Shape, **changes: float) -> nn.Module:
-    return models.build(name, shape, 10, **{key: {**ARGUMENTS, **changes}[key] for key in models.parameter_names(name)})
+    names = models.parameter_names(name)
+    taken = {key: value for key, value in {**ARGUMENTS, **changes}.items() if key in names}
+    return models.build(name, shape, 10, **taken)
 
 
 def sizes(net: nn.Module, kind: type[nn.Module] | UnionType, shape: Shape) -> list[tuple[int, ...]]:

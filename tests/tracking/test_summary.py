@@ -17,7 +17,9 @@ ARGUMENTS: dict[str, Any] = {**LENET, "width": 0.25, "dropout": 0.5}
 
 
 def build(name: str, shape: Shape, **changes: Any) -> nn.Module:
-    return models.build(name, shape, 10, **{key: {**ARGUMENTS, **changes}[key] for key in models.parameter_names(name)})
+    names = models.parameter_names(name)
+    taken = {key: value for key, value in {**ARGUMENTS, **changes}.items() if key in names}
+    return models.build(name, shape, 10, **taken)
 
 
 def test_lenet_has_the_numbers_counted_by_hand() -> None:

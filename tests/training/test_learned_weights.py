@@ -29,7 +29,8 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def build(name: str, channels: int = 1, classes: int = 4, side: int = 8, **more: Any) -> nn.Module:
-    arguments = {key: ARGUMENTS[key] for key in models.parameter_names(name)}
+    names = models.parameter_names(name)
+    arguments = {key: value for key, value in ARGUMENTS.items() if key in names}
     return models.build(name, (channels, side, side), classes, **arguments, **more)
 
 

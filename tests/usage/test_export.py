@@ -19,6 +19,7 @@ from imageclf.core import paths
 from imageclf.core.errors import UserError
 from imageclf.inference import checkpoint
 from imageclf.inference.predictor import Predictor
+from imageclf.models.activations import ACTIVATIONS
 from imageclf.preprocess import transform
 from imageclf.usage import export
 from imageclf.usage.export import FORMATS, Format, compare
@@ -83,6 +84,14 @@ def test_a_program_gives_the_answers_of_predict(case: str, name: str, tmp_path: 
 def test_nets_of_each_family_are_exported(model: str, tmp_path: Path) -> None:
     needs("onnx")
     save(tmp_path / "model", model, (3, 32, 32), Preparation())
+    assert export.export(tmp_path / "model", "onnx", tmp_path / "model.onnx").holds(1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_is_exported(activation: str, tmp_path: Path) -> None:
+    needs("onnx")
+    arguments = {"hidden": [8], "activation": activation, "dropout": 0.0}
+    save_model(tmp_path / "model", new_spec(arguments=arguments))
     assert export.export(tmp_path / "model", "onnx", tmp_path / "model.onnx").holds(1e-5)
 
 

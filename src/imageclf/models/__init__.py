@@ -36,11 +36,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "efficientnet_lite0": EfficientNetLite0,
 }
 
+OF_THE_DATA = {"image_shape", "num_classes", "large_stem"}
+"""Arguments of nets that the images, the classes and the learned weights determine, not params.yaml."""
+
 
 def parameter_names(name: str) -> list[str]:
-    """Return the parameters of params.yaml that the net `name` takes: those without a default."""
-    found = inspect.signature(MODELS[name]).parameters.items()
-    return [key for key, each in found if each.default is each.empty and key not in {"image_shape", "num_classes"}]
+    """Return the parameters of params.yaml that the net `name` takes.
+
+    If one has a default in the net, that is its value in a `model.json` that is older than the parameter.
+    """
+    return [key for key in inspect.signature(MODELS[name]).parameters if key not in OF_THE_DATA]
 
 
 def arguments_for(name: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:

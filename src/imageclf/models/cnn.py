@@ -1,15 +1,16 @@
-"""Plain convolutional net: blocks of convolution, ReLU and 2x2 max-pool, then dense layers."""
+"""Plain convolutional net: blocks of convolution, activation and 2x2 max-pool, then dense layers."""
 
 import itertools
 
 from torch import nn
 
 from imageclf.core.errors import UserError
+from imageclf.models.activations import ACTIVATIONS
 from imageclf.models.mlp import dense
 
 
 class CNN(nn.Sequential):
-    """One block of convolution, ReLU and max-pool per entry of `channels`, then dense layers of the `hidden` widths.
+    """One block of convolution, activation and max-pool per entry of `channels`, then dense layers of `hidden` widths.
 
     Raises `UserError` if the images are too small for that many convolutions and pools.
     """
@@ -23,6 +24,7 @@ class CNN(nn.Sequential):
         kernel_size: int,
         conv_padding: str,
         hidden: list[int],
+        activation: str = "relu",
         dropout: float,
     ) -> None:
         inputs, height, width = image_shape
@@ -37,6 +39,7 @@ class CNN(nn.Sequential):
             )
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise([inputs, *channels]):
-            layers += [nn.Conv2d(before, after, kernel_size, padding=conv_padding), nn.ReLU(), nn.MaxPool2d(2)]
+            convolution = nn.Conv2d(before, after, kernel_size, padding=conv_padding)
+            layers += [convolution, ACTIVATIONS[activation](), nn.MaxPool2d(2)]
         features = channels[-1] * height * width
-        super().__init__(*layers, nn.Flatten(), *dense([features, *hidden, num_classes], dropout))
+        super().__init__(*layers, nn.Flatten(), *dense([features, *hidden, num_classes], dropout, activation))

@@ -3,6 +3,7 @@
 from torch import nn
 
 from imageclf.core.errors import UserError
+from imageclf.models.activations import ACTIVATIONS
 from imageclf.models.mlp import dense
 
 
@@ -13,7 +14,9 @@ class ConvNet32(nn.Sequential):
     Raises `UserError` if the images are smaller than 5x5.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, *, dropout: float) -> None:
+    def __init__(
+        self, image_shape: tuple[int, int, int], num_classes: int, *, activation: str = "relu", dropout: float
+    ) -> None:
         inputs, height, width = image_shape
         if min(height, width) < 5:
             raise UserError(
@@ -22,9 +25,9 @@ class ConvNet32(nn.Sequential):
             )
         super().__init__(
             nn.Conv2d(inputs, 6, kernel_size=3),
-            nn.ReLU(),
+            ACTIVATIONS[activation](),
             nn.Conv2d(6, 16, kernel_size=3),
-            nn.ReLU(),
+            ACTIVATIONS[activation](),
             nn.Flatten(),
-            *dense([16 * (height - 4) * (width - 4), 512, 64, num_classes], dropout),
+            *dense([16 * (height - 4) * (width - 4), 512, 64, num_classes], dropout, activation),
         )

@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from imageclf.models.activations import ACTIVATIONS
+
 
 class VGG(nn.Sequential):
     """Five blocks of 3x3 convolutions, each followed by a max-pool, then one dense layer.
@@ -19,6 +21,7 @@ class VGG(nn.Sequential):
         image_shape: tuple[int, int, int],
         num_classes: int,
         *,
+        activation: str = "relu",
         width: float,
         dropout: float,
     ) -> None:
@@ -30,17 +33,18 @@ class VGG(nn.Sequential):
                 sides = [side // 2 for side in sides]
             outputs = max(1, round(channels * width))
             for _ in range(depth):
-                layers += _convolution(inputs, outputs)
+                layers += _convolution(inputs, outputs, activation)
                 inputs = outputs
         whole_map = nn.MaxPool2d((sides[0], sides[1]))
         super().__init__(*layers, whole_map, nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, num_classes))
 
 
-def _convolution(inputs: int, outputs: int) -> list[nn.Module]:
-    """Return a 3x3 convolution, batch norm and ReLU, initialized like torchvision's VGG.
+def _convolution(inputs: int, outputs: int, activation: str) -> list[nn.Module]:
+    """Return a 3x3 convolution, batch norm and activation, initialized like torchvision's VGG.
 
-    The convolution has no bias, because batch norm would subtract it.
+    The convolution has no bias, because batch norm would subtract it. Its weights are initialized for ReLU with every
+    activation, because batch norm undoes their scale.
     """
     convolution = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+    return [convolution, nn.BatchNorm2d(outputs), ACTIVATIONS[activation]()]

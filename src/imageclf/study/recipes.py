@@ -22,6 +22,9 @@ Values = dict[str, Any]
 Differences = dict[str, tuple[Any, Any]]
 """The value that an experiment ran with and the value that its recipe has, by parameter."""
 
+EARLIER: Values = {"activation": "relu"}
+"""Values in experiments that are older than a parameter; a parameter that is not listed was off in them."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -103,11 +106,12 @@ def merge(base: Values, changes: Values) -> Values:
 def differences(ran: Values, recipe: Values, keys: Iterable[str]) -> Differences:
     """Return the parameters among `keys` whose values differ.
 
-    A missing parameter counts as off (empty, false or 0), because an older experiment does not know newer parameters.
+    A missing parameter has its value in `EARLIER`, or else counts as off (empty, false or 0), because an older
+    experiment does not know newer parameters.
     """
     found: Differences = {}
     for key in keys:
-        pair = ran.get(key), recipe.get(key)
+        pair = ran.get(key, EARLIER.get(key)), recipe.get(key, EARLIER.get(key))
         are_off = not any(pair) and not (key in ran and key in recipe)
         if not are_off and params.as_list(pair[0]) != params.as_list(pair[1]):
             found[key] = pair
