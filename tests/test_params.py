@@ -20,6 +20,7 @@ from imageclf.download.datasets import DATASETS
 from imageclf.download.weights import WEIGHTS
 from imageclf.models import MODELS
 from imageclf.models.activations import ACTIVATIONS
+from imageclf.models.cnn import POOLINGS
 from imageclf.training.losses import LOSSES
 from imageclf.training.optim import OPTIMIZERS, SCHEDULES
 
@@ -91,6 +92,13 @@ def test_widths_have_a_short_form(tmp_path: Path, short: str, long: list[int]) -
     assert params.load(path).hidden == long
 
 
+@pytest.mark.parametrize("form", ["64, M, 128, M", "64,M,128,M", "[64, M, 128, M]"])
+def test_layers_of_a_vgg_have_a_short_form(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(edited("vgg_layers", f"vgg_layers: {form}"))
+    assert params.load(path).vgg_layers == [64, "M", 128, "M"]
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -103,6 +111,7 @@ def test_widths_have_a_short_form(tmp_path: Path, short: str, long: list[int]) -
         ("hidden=256", "hidden: 256"),
         ("channels='16, 32, 64'", "channels: 16, 32, 64"),
         ("hidden=[]", "hidden: []"),
+        ("vgg_layers='64, M, 128, M'", "vgg_layers: 64, M, 128, M"),
         ("folder='/a/my pics'", "folder: /a/my pics"),
         ("runtime.device=cpu", "  device: cpu"),
         ("runtime.mirror=/a/mirror", "  mirror: /a/mirror"),
@@ -159,6 +168,7 @@ def choices(annotation: Any) -> tuple[Any, ...]:
         (params.DownloadParams, "dataset", {**DATASETS, "folder": "your own images"}),
         (params.PreprocessParams, "dataset", {**DATASETS, "folder": "your own images"}),
         (params.TrainParams, "model", MODELS),
+        (params.TrainParams, "pooling", POOLINGS),
         (params.TrainParams, "activation", ACTIVATIONS),
         (params.TrainParams, "loss", LOSSES),
         (params.TrainParams, "optimizer", OPTIMIZERS),
@@ -260,6 +270,14 @@ def load_error(path: Path, content: str | bytes) -> str:
         ("classes", "[cat]", "classes: list should have at least 2 items"),
         ("classes", "[cat, 1.5]", "classes[1]: should be a valid string, got 1.5"),
         ("hidden", "[1, '64']", "hidden[1]: should be a valid integer, got '64', which is text: remove the quotes"),
+        ("channels", "32, M", "channels[1]: should be a valid integer, got 'M'"),
+        ("vgg_layers", "64, X", "vgg_layers[1]: should be a valid integer, got 'X'; or 'M'"),
+        ("vgg_layers", "64, m", "vgg_layers[1]: should be a valid integer, got 'm'; or 'M'"),
+        ("vgg_layers", "[64, 0]", "vgg_layers[1]: should be greater than or equal to 1, got 0; or 'M'"),
+        ("vgg_layers", "64; M", "vgg_layers: should be a valid list, got '64; M'"),
+        ("vgg_layers", "M", "vgg_layers: should be a valid list, got 'M'"),
+        ("vgg_layers", "M, M", "vgg_layers: M, M has no number, but a net needs a convolution"),
+        ("vgg_layers", "[]", "vgg_layers: [] has no number, but a net needs a convolution"),
         # no hint at quotes if there are none
         ("lr", "nan", "lr: should be a valid number, got 'nan'"),
         ("lr", ".5e1", "lr: should be a valid number, got '.5e1'"),

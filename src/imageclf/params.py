@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from imageclf import yaml12
@@ -33,22 +33,32 @@ Address = Annotated[str, Field(min_length=1)] | None
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
+ENTRY = "(?:[0-9]{1,9}|[A-Za-z]{1,9})"
+
 
 def as_list(value: object) -> object:
-    """Return numbers in their short form, `128` or `32, 64`, as a list; any other value unchanged.
+    """Return numbers and words in their short form, `128` or `64, M, 128`, as a list; any other value unchanged.
 
     DVC writes a list on several lines. The short form stays on one line, so `git diff` shows only what `-S` changed.
     """
     match value:
-        case str() if re.fullmatch(r"[0-9]{1,9}(, *[0-9]{1,9})+", value):
-            return [int(part) for part in value.split(",")]
+        case str() if re.fullmatch(rf"{ENTRY}(, *{ENTRY})+", value):
+            return [int(part) if part.isdecimal() else part for part in re.split(", *", value)]
         case int() if not isinstance(value, bool):
             return [value]
         case _:
             return value
 
 
+def with_a_number(layers: list[int | str]) -> list[int | str]:
+    """Return the layers of a VGG; raises `ValueError` if there is no convolution among them."""
+    if not any(isinstance(layer, int) for layer in layers):
+        raise ValueError(f"{', '.join(map(str, layers)) or '[]'} has no number, but a net needs a convolution")
+    return layers
+
+
 SHORT_FORM = BeforeValidator(as_list)
+VGGLayers = Annotated[list[Count | Literal["M"]], Field(max_length=100), SHORT_FORM, AfterValidator(with_a_number)]
 
 
 class _Strict(BaseModel):
@@ -107,8 +117,10 @@ class TrainParams(_Strict):
     channels: Annotated[list[Count], Field(min_length=1), SHORT_FORM]
     kernel_size: Annotated[int, Field(ge=1, le=31)]
     conv_padding: Literal["same", "valid"]
+    pooling: Literal["max", "average"]
     hidden: Annotated[list[Count], SHORT_FORM]
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "sigmoid", "tanh", "none"]
+    vgg_layers: VGGLayers | None
     width: Annotated[float, Field(gt=0, le=16)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     freeze_epochs: Annotated[int, Field(ge=0, le=1_000_000)]

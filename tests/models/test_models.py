@@ -14,6 +14,7 @@ from imageclf.core import paths
 from imageclf.core.errors import UserError
 from imageclf.download.datasets import DATASETS
 from imageclf.models import MODELS
+from imageclf.models.cnn import POOLINGS
 from imageclf.models.linear import Linear
 
 SHAPES = sorted({source.image_shape for source in DATASETS.values()} | {COLOR})
@@ -138,6 +139,26 @@ def test_the_order_of_pixels_does_not_matter_to_mlp() -> None:
 def test_cnn_pools_each_convolution_after_its_relu() -> None:
     kinds = [type(layer) for layer in build("cnn", COLOR, channels=[4, 6], hidden=[]).children()]
     assert kinds == [*[nn.Conv2d, nn.ReLU, nn.MaxPool2d] * 2, nn.Flatten, Linear]
+
+
+def test_cnn_with_average_pooling_gives_the_means_of_the_windows() -> None:
+    arguments = {"channels": [2], "kernel_size": 1, "hidden": [], "activation": "none", "dropout": 0.0}
+    net = build("cnn", (1, 4, 4), pooling="average", **arguments)
+    assert [type(layer) for layer in net.children()] == [nn.Conv2d, nn.Identity, nn.AvgPool2d, nn.Flatten, Linear]
+    images = torch.randn(3, 1, 4, 4)
+    (convolution,), (head,) = layers_of(net, nn.Conv2d), linears(net)
+    means = images.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean(dim=(3, 5))
+    maps = means * convolution.weight.view(1, 2, 1, 1) + convolution.bias.view(1, 2, 1, 1)
+    torch.testing.assert_close(net(images), maps.flatten(1) @ head.weight.T + head.bias)
+
+
+def test_max_and_average_pooling_have_the_same_weights_and_other_logits() -> None:
+    images, nets = torch.randn(3, *COLOR), []
+    for pooling in POOLINGS:
+        torch.manual_seed(0)
+        nets.append(build("cnn", COLOR, pooling=pooling).eval())
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+    assert not torch.allclose(nets[0](images), nets[1](images))
 
 
 def test_cnn_without_padding_shrinks_28_pixels_to_96_features() -> None:

@@ -8,6 +8,7 @@ from helpers import Shape, layers_of, num_parameters
 from torch import nn
 
 from imageclf import models
+from imageclf.core.errors import UserError
 
 PLANS = {"vgg11": 8, "vgg13": 10, "vgg16": 13, "vgg19": 16}
 """Number of convolutions of each net; with the paper's three dense layers they give the number in its name."""
@@ -119,3 +120,71 @@ def test_the_output_is_that_of_the_same_layers_written_out() -> None:
         if number in {0, 1, 3, 5, 7}:
             maps = maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).amax(dim=(3, 5))
     torch.testing.assert_close(net(images), maps.flatten(1) @ head.weight.T + head.bias)
+
+
+# --- vgg_layers ---
+
+VGG11 = [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"]
+"""The configuration A of the paper."""
+
+
+def with_layers(layers: list[int | str], shape: Shape, width: float = 1.0) -> nn.Module:
+    return models.build("vgg11", shape, 10, vgg_layers=layers, width=width, dropout=0.0)
+
+
+@pytest.mark.parametrize("side", [32, 48])
+def test_the_list_of_vgg11_builds_vgg11_to_the_bit(side: int) -> None:
+    images = torch.randn(2, 3, side, side)
+    nets = []
+    for layers in (VGG11, None):
+        torch.manual_seed(0)
+        nets.append(models.build("vgg11", (3, side, side), 10, vgg_layers=layers, width=0.125, dropout=0.0).eval())
+    listed, named = (net.state_dict() for net in nets)
+    assert list(listed) == list(named)
+    assert all(map(torch.equal, listed.values(), named.values()))
+    assert torch.equal(nets[0](images), nets[1](images))
+
+
+@pytest.mark.parametrize(
+    ("layers", "kinds", "pools"),
+    [
+        ([8, "M", 16, "M"], "cMcM", [2, (4, 4)]),
+        ([8, "M", 16], "cMcM", [2, (4, 4)]),
+        ([8, 8, 16], "cccM", [(8, 8)]),
+        (["M", 8, "M", "M"], "McMM", [2, 2, (2, 2)]),
+    ],
+)
+def test_a_list_gives_its_layers_and_the_last_pool_covers_the_whole_map(
+    layers: list[int | str], kinds: str, pools: list[int | tuple[int, int]]
+) -> None:
+    net = with_layers(layers, (1, 8, 8))
+    names = {"Conv2d": "c", "MaxPool2d": "M"}
+    assert "".join(names.get(type(layer).__name__, "") for layer in net.children()) == kinds
+    assert [pool.kernel_size for pool in layers_of(net, nn.MaxPool2d)] == pools
+    assert [convolution.out_channels for convolution in layers_of(net, nn.Conv2d)] == [
+        channels for channels in layers if channels != "M"
+    ]
+    assert net(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_width_multiplies_the_channels_of_a_list() -> None:
+    convolutions = layers_of(with_layers([8, "M", 5], (1, 8, 8), width=0.25), nn.Conv2d)
+    assert [convolution.out_channels for convolution in convolutions] == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("layers", "smallest"),
+    [([8, "M", 8, "M"], 4), ([8, "M", 8], 4), ([8, "M", "M", "M"], 8), ([8], 2), (["M", "M", 8], 8), (VGG11, 32)],
+    ids=str,
+)
+def test_pools_that_the_images_are_too_small_for_are_refused(layers: list[int | str], smallest: int) -> None:
+    net = with_layers(layers, (1, smallest, smallest), width=0.01).train()
+    assert net(torch.randn(1, 1, smallest, smallest)).shape == (1, 10)
+    for height, width in ((smallest - 1, 64), (64, smallest - 1)):
+        with pytest.raises(UserError) as refused:
+            with_layers(layers, (1, height, width))
+        pools = layers.count("M")
+        assert str(refused.value) == (
+            f"vgg_layers: {pools} M need images of at least {smallest}x{smallest} pixels, and these have "
+            f"{height}x{width}; use fewer M, or increase pad or image_size"
+        )

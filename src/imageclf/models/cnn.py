@@ -1,6 +1,7 @@
-"""Plain convolutional net: blocks of convolution, activation and 2x2 max-pool, then dense layers."""
+"""Plain convolutional net: blocks of convolution, activation and 2x2 pool, then dense layers."""
 
 import itertools
+from collections.abc import Callable
 
 from torch import nn
 
@@ -8,9 +9,12 @@ from imageclf.core.errors import UserError
 from imageclf.models.activations import ACTIVATIONS
 from imageclf.models.mlp import dense
 
+POOLINGS: dict[str, Callable[[int], nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+"""Pools by name, each made from the side of its window."""
+
 
 class CNN(nn.Sequential):
-    """One block of convolution, activation and max-pool per entry of `channels`, then dense layers of `hidden` widths.
+    """One block of convolution, activation and pool per entry of `channels`, then dense layers of `hidden` widths.
 
     Raises `UserError` if the images are too small for that many convolutions and pools.
     """
@@ -23,6 +27,7 @@ class CNN(nn.Sequential):
         channels: list[int],
         kernel_size: int,
         conv_padding: str,
+        pooling: str = "max",
         hidden: list[int],
         activation: str = "relu",
         dropout: float,
@@ -40,6 +45,6 @@ class CNN(nn.Sequential):
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise([inputs, *channels]):
             convolution = nn.Conv2d(before, after, kernel_size, padding=conv_padding)
-            layers += [convolution, ACTIVATIONS[activation](), nn.MaxPool2d(2)]
+            layers += [convolution, ACTIVATIONS[activation](), POOLINGS[pooling](2)]
         features = channels[-1] * height * width
         super().__init__(*layers, nn.Flatten(), *dense([features, *hidden, num_classes], dropout, activation))

@@ -22,7 +22,7 @@ Values = dict[str, Any]
 Differences = dict[str, tuple[Any, Any]]
 """The value that an experiment ran with and the value that its recipe has, by parameter."""
 
-EARLIER: Values = {"activation": "relu"}
+EARLIER: Values = {"activation": "relu", "pooling": "max"}
 """Values in experiments that are older than a parameter; a parameter that is not listed was off in them."""
 
 
