@@ -393,7 +393,7 @@ def test_an_error_of_yaml_names_the_line(tmp_path: Path, key: str, line: str, ex
         ({"permute": "true", "crop": "0.5"}, "crop needs pixels in their places, but permute is true; set crop to 0"),
         (
             {"pretrained": "imagenet"},
-            "pretrained: imagenet has weights for googlenet, resnet18, resnet34, resnet50, eff",
+            "pretrained: imagenet has weights for googlenet, resnet18, resnet34, resnet50, resnet101, resnet152, eff",
         ),
         (
             {"pretrained": "imagenet", "model": "resnet18", "normalize": "zca"},

@@ -25,7 +25,7 @@ from imageclf.core.errors import UserError
 
 Dataset = Literal["digits", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "folder"]
 VGG = Literal["vgg11", "vgg13", "vgg16", "vgg19"]
-ResNet = Literal["resnet18", "resnet34", "resnet50"]
+ResNet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 Model = Literal["cnn", "mlp", "convnet32", VGG, "alexnet", "zfnet", "googlenet", ResNet, "efficientnet_lite0"]
 PUBLISHED = ("googlenet", *get_args(ResNet), "efficientnet_lite0")
 """Nets with published ImageNet weights."""

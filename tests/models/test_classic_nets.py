@@ -161,7 +161,15 @@ def test_dropout_acts_on_both_hidden_layers() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("name", "features"), [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048), ("googlenet", 1024)]
+    ("name", "features"),
+    [
+        ("resnet18", 512),
+        ("resnet34", 512),
+        ("resnet50", 2048),
+        ("resnet101", 2048),
+        ("resnet152", 2048),
+        ("googlenet", 1024),
+    ],
 )
 def test_torchvisions_nets_differ_only_in_stem_and_head(name: str, features: int, channels: int) -> None:
     """Compare with the number of parameters that torchvision publishes for 1000 classes."""
@@ -174,7 +182,32 @@ def test_torchvisions_nets_differ_only_in_stem_and_head(name: str, features: int
         assert num_parameters(build(name, (channels, 32, 32))) == published - stem - head
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize(
+    ("name", "blocks", "parameters"),
+    [
+        ("resnet50", [3, 4, 6, 3], 25_557_032),
+        ("resnet101", [3, 4, 23, 3], 44_549_160),
+        ("resnet152", [3, 8, 36, 3], 60_192_808),
+    ],
+)
+def test_the_deep_resnets_with_the_stem_of_the_paper_have_its_blocks(
+    name: str, blocks: list[int], parameters: int
+) -> None:
+    """Compare with table 1 of the paper, and with the number of parameters counted block by block."""
+    counted = 64 * 3 * 7 * 7 + 2 * 64 + 2048 * 1000 + 1000
+    inputs = 64
+    for count, width in zip(blocks, (64, 128, 256, 512), strict=True):
+        outputs = 4 * width
+        counted += inputs * outputs + 2 * outputs  # the projection of the first block's input
+        for _ in range(count):
+            counted += inputs * width + 9 * width * width + width * outputs + 2 * (2 * width + outputs)
+            inputs = outputs
+    with torch.device("meta"):
+        net = models.build(name, (3, 224, 224), 1000, large_stem=True)
+    assert num_parameters(net) == counted == parameters
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
 @pytest.mark.parametrize(("side", "stages"), [(8, [8, 4, 2, 2]), (28, [28, 14, 7, 4]), (32, [32, 16, 8, 4])])
 def test_a_resnet_halves_its_maps_between_stages_but_never_to_one_pixel(
     name: str, side: int, stages: list[int]

@@ -46,6 +46,8 @@ WEIGHTS: dict[str, Weights] = {
     "resnet18": _torchvision("resnet18-f37072fd.pth"),
     "resnet34": _torchvision("resnet34-b627a593.pth"),
     "resnet50": _torchvision("resnet50-0676ba61.pth"),
+    "resnet101": _torchvision("resnet101-63fe2227.pth"),
+    "resnet152": _torchvision("resnet152-394f9c45.pth"),
     "efficientnet_lite0": Weights(
         "efficientnet-lite0-57934424.pth",
         Archive("579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 18826032),

@@ -33,6 +33,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(resnet, "resnet18"),
     "resnet34": partial(resnet, "resnet34"),
     "resnet50": partial(resnet, "resnet50"),
+    "resnet101": partial(resnet, "resnet101"),
+    "resnet152": partial(resnet, "resnet152"),
     "efficientnet_lite0": EfficientNetLite0,
 }
 
