@@ -160,9 +160,12 @@ def test_a_page_can_be_drawn_again_from_its_json_file(tmp_path: Path, monkeypatc
     compare.main(["--redraw", str(tmp_path / "page")])
     assert {path: path.read_bytes() for path in tmp_path.glob("page.*")} == files
     seconds = {"a-s0": 2.0, "a-s1": 3.0}
-    content = json.loads(json.dumps(results.as_json(replace(compared, seconds=seconds, labels=("x", "y")))))
+    content = json.loads(
+        json.dumps(results.as_json(replace(compared, seconds=seconds, labels=("x", "y"), note="A note.")))
+    )
     again = results.from_json(content)
-    assert (again.seconds, again.labels) == (seconds, ("x", "y"))
+    assert (again.seconds, again.labels, again.note) == (seconds, ("x", "y"), "A note.")
+    assert publication.as_markdown(again, "plot.png").endswith("\n\nA note.\n")
     assert json.loads(json.dumps(results.as_json(again))) == content
 
 
@@ -221,3 +224,10 @@ def test_a_pair_with_labels_is_joined_by_a_line() -> None:
     assert [text.get_text() for text in axes.texts] == ["-10.0 points"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["mean, plain", "mean, permuted", "95% interval", "one seed"]
+
+
+def test_pairs_with_the_same_first_group_have_the_names_of_their_second_ones() -> None:
+    pairs = comparison.pairs([group(name, 0.9, 0.92) for name in "abc"], [("a", "b"), ("a", "c")])
+    assert plots.row_names(pairs) == ["b", "c"]
+    (axes,) = plots.figure(Comparison("a", "0", [], pairs, labels=("x", "y"))).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "c"]

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from dvc.utils.cli_parse import to_path_overrides
@@ -53,6 +54,27 @@ def test_references_and_studies_name_recipes() -> None:
     permuted = studies["permuted"]
     assert permuted.labels == ("plain", "permuted")
     assert permuted.pairs == [(f"study-{net}", f"study-{net}-permuted") for net in ("mlp", "cnn", "vgg")]
+
+
+@pytest.mark.parametrize(("study", "key"), [("activations", "activation"), ("losses", "loss")])
+def test_a_study_compares_the_default_with_every_other_choice(study: str, key: str) -> None:
+    annotation = params.Params.model_fields[key].annotation
+    default, *others = get_args(annotation)
+    pairs = recipes.read_studies()[study].pairs
+    assert {first for first, _second in pairs} == {"study-mlp"}
+    assert BOOK["study-mlp"][key] == default
+    assert sorted(BOOK[second][key] for _first, second in pairs) == sorted(others)
+    for _first, second in pairs:
+        assert BOOK[second] == {**BOOK["study-mlp"], key: BOOK[second][key]}
+
+
+def test_the_second_nets_of_the_study_linear_have_no_activation() -> None:
+    for first, second in recipes.read_studies()["linear"].pairs:
+        assert BOOK[first]["activation"] == "relu"
+        assert BOOK[first]["hidden"]
+        assert BOOK[second]["activation"] == "none" or BOOK[second]["hidden"] == []
+        same = {"activation": "relu", "hidden": BOOK[first]["hidden"]}
+        assert BOOK[first] == {**BOOK[second], **same}
 
 
 def test_references_are_in_percent_in_recipes_yaml() -> None:

@@ -84,6 +84,8 @@ class Comparison:
     """Recipes that have no experiments yet."""
     labels: tuple[str, str] | None = None
     """Words for the first and for the second group of each pair; None if the plot has one row per group."""
+    note: str = ""
+    """Sentences that end the page."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Duration of the train stage, by experiment."""
 

@@ -65,10 +65,16 @@ def _draw_pairs(figure: Any, pairs: Sequence[Pair], labels: tuple[str, str]) -> 
         difference = f"{means[1] - means[0]:+z.1f} points"
         axes.annotate(difference, (sum(means) / 2, row), (0, 8), textcoords="offset points", ha="center")
     axes.set(yticks=range(len(pairs)), ylim=(len(pairs) - 0.4, -0.6))
-    axes.set_yticklabels([pair.first.name for pair in pairs], parse_math=False)
+    axes.set_yticklabels(row_names(pairs), parse_math=False)
     axes.set_xlabel("test accuracy, percent")
     axes.grid(axis="x", alpha=0.3)
     _add_legend(figure, {f"mean, {labels[0]}": FIRST, f"mean, {labels[1]}": SECOND}, references=False)
+
+
+def row_names(pairs: Sequence[Pair]) -> list[str]:
+    """Return the name of each pair's first group, or of its second one if several pairs have the same first."""
+    firsts = [pair.first.name for pair in pairs]
+    return firsts if len(set(firsts)) == len(firsts) else [pair.second.name for pair in pairs]
 
 
 def _draw_panels(figure: Any, panels: dict[str, list[Group]], compared: Comparison) -> None:

@@ -80,6 +80,7 @@ def as_markdown(compared: Comparison, plot: str) -> str:
         "\n".join(f"- {comparison.sentence(pair)}" for pair in compared.pairs),
         f"![{compared.title}]({plot})",
         _notes(compared),
+        compared.note,
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

@@ -34,6 +34,8 @@ class Study:
     labels: tuple[str, str]
     """Words for the first and for the second recipe of each pair."""
     pairs: list[tuple[str, str]]
+    note: str = ""
+    """Sentences that end the page."""
 
 
 def read(path: Path = RECIPES) -> dict[str, Values]:
@@ -51,7 +53,12 @@ def _own(name: str, entries: dict[str, Values]) -> Values:
 def read_studies(path: Path = RECIPES) -> dict[str, Study]:
     """Return the studies by name."""
     return {
-        name: Study(entry["title"], tuple(entry["labels"]), [(first, second) for first, second in entry["pairs"]])
+        name: Study(
+            entry["title"],
+            tuple(entry["labels"]),
+            [(first, second) for first, second in entry["pairs"]],
+            entry.get("note", ""),
+        )
         for name, entry in yaml12.read(path).get("studies", {}).items()
     }
 

@@ -25,6 +25,7 @@ def as_json(compared: Comparison) -> dict[str, Any]:
         "title": compared.title,
         "commit": compared.commit,
         "labels": compared.labels,
+        "note": compared.note,
         "not_measured": {name: _reference_json(compared, name) for name in compared.not_measured},
         "groups": {group.name: _group_json(group, compared) for group in compared.groups},
         "pairs": [
@@ -89,6 +90,7 @@ def from_json(content: dict[str, Any]) -> Comparison:
         },
         not_measured=list(unmeasured),
         labels=tuple(content["labels"]) if content["labels"] else None,
+        note=content.get("note", ""),  # older files have none
         seconds={name: member["seconds"] for name, member in members.items() if member["seconds"] is not None},
     )
 

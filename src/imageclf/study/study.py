@@ -33,5 +33,6 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> None:
         pairs=comparison.pairs(groups, study.pairs),
         differences=comparison.differences(groups, recipes.read()),
         labels=study.labels,
+        note=study.note,
     )
     publication.publish(compared, given.out or paths.METRICS / given.study)
