@@ -178,7 +178,7 @@ def test_redraw_refuses_other_files(tmp_path: Path) -> None:
         publication.redraw(tmp_path / "other")
 
 
-@pytest.mark.parametrize("name", ["recipes", "permuted"])
+@pytest.mark.parametrize("name", ["recipes", *recipes.read_studies(ROOT / "recipes.yaml")])
 def test_a_published_page_shows_its_json_file_and_names_every_other_parameter(name: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / f"docs/{name}.json", tmp_path)
     publication.redraw(tmp_path / name)
