@@ -26,7 +26,7 @@ def _report(kind: "type[BaseException]", error: BaseException, traceback: "Trace
     """Print one sentence for a package that is not installed, and a traceback for any other error."""
     module = getattr(error, "name", None) or ""
     package = module.split(".")[0]
-    if kind is ModuleNotFoundError and package not in {"", "imageclf", "stages", *sys.stdlib_module_names}:
+    if issubclass(kind, ModuleNotFoundError) and package not in {"", "imageclf", "stages", *sys.stdlib_module_names}:
         print(f"error: {sys.executable} has no module {module}; {REMEDY}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)

@@ -4,15 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import numpy as np
-from numpy.typing import NDArray
-
 from imageclf import params
 from imageclf.contracts import dataset, model
-from imageclf.contracts.dataset import Prepared, Split
+from imageclf.contracts.dataset import Prepared
 from imageclf.core import files, paths, process
 from imageclf.preprocess.report import record
-from imageclf.preprocess.report.record import DataReport
 from imageclf.tracking import events
 
 
@@ -23,14 +19,14 @@ def main() -> None:
     with events.evaluation_run(spec, enabled=settings.runtime.tracking) as recorder:
         events.training_restored(recorder, settings, data.manifest, spec)
         scores = evaluate(settings.runtime, data)
-        events.evaluated(recorder, scores, spec.epoch)
+        events.evaluated(recorder, settings, data.manifest, scores, spec.epoch)
 
 
 def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
     """Predict the test split, write numbers, tables, plots and the model card, and return the scores by name."""
     import torch
 
-    from imageclf.evaluation import card, fonts, quality, tables
+    from imageclf.evaluation import card, fonts, pictures, quality, tables
     from imageclf.inference import checkpoint
     from imageclf.training import runtime, scoring
     from imageclf.training.batches import Batches
@@ -60,37 +56,12 @@ def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
     tables.write_per_class(paths.PER_CLASS, names, classes)
     found = card.Findings(train=train_scores, test=scores, classes=classes, calibration=calibration, remarks=remarks)
     files.write_text(paths.MODEL_CARD, card.as_markdown(loaded.spec, data.manifest, found))
-    draw(data, test, confusion, probabilities)
-    draw_data(data, test, about_data)
+    pictures.draw_test(paths.PLOTS, data, probabilities)
+    pictures.draw_training(paths.PLOTS, data, loaded)
+    pictures.draw_data(paths.PLOTS, data, about_data)
     report(scores, names, remarks)
     print(fonts.note(names), end="")
     return scores
-
-
-def draw(data: Prepared, test: Split, confusion: NDArray[np.int64], probabilities: NDArray[np.float32]) -> None:
-    """Draw the confusion matrix, the first test images, and the most confident mistakes."""
-    from imageclf.evaluation import plots, tables
-
-    labels, names = test.labels, data.manifest.classes
-    plots.plot_confusion(paths.PLOTS / "confusion.png", names, confusion)
-    mistakes = tables.most_confident_mistakes(labels, probabilities)[:8]
-    for name, rows in (("samples", np.arange(min(8, len(test)))), ("mistakes", mistakes)):
-        images = dataset.unpermute(test.images[rows], data.permutation)
-        plots.plot_predictions(paths.PLOTS / f"{name}.png", images, labels[rows], probabilities[rows], names)
-
-
-def draw_data(data: Prepared, test: Split, about: DataReport) -> None:
-    """Draw the train images of each class, and the closest pairs of near-duplicates."""
-    from imageclf.evaluation import plots
-
-    train, permutation = data["train"], data.permutation
-    shown = dataset.unpermute(train.images[: plots.MOST_IMAGES], permutation)
-    plots.plot_classes(paths.PLOTS / "data.png", shown, train.labels[: len(shown)], data.manifest.classes)
-    if about.near and (pairs := about.near.pairs[:5]):
-        shown_test = dataset.unpermute(test.images[[pair.test for pair in pairs]], permutation)
-        shown_train = dataset.unpermute(train.images[[pair.train for pair in pairs]], permutation)
-        titles = [f"{pair.test} and {pair.train}\ncorrelation {pair.details:.2f}" for pair in pairs]
-        plots.plot_pairs(paths.PLOTS / "near_duplicates.png", shown_test, shown_train, titles)
 
 
 def report(scores: dict[str, float], names: Sequence[str], remarks: Sequence[str]) -> None:

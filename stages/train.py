@@ -45,7 +45,7 @@ def main() -> None:
         events.training_started(recorder, settings, data.manifest)
         spec = train(options, machine, data, slot, recorder, learned=learned)
         assert spec is not None
-        events.training_ended(recorder, spec)
+        events.training_ended(recorder, settings, data.manifest, spec)
         slot.clear()
 
 
@@ -114,6 +114,7 @@ def train(
                 data["val"], normalize, BATCH_SIZE, device, resident=assemble.fits(data["val"], device)
             )
         for epoch in fitted_epochs(state, options, machine, data, train=batches, val=scored.get("val")):
+            history.write(paths.HISTORY, state.epochs[: epoch.number])
             events.epoch_ended(recorder, epoch)
     return write(state, options, data, spec, scored)
 
@@ -174,7 +175,7 @@ def write(
     spec: ModelSpec,
     scored: "dict[str, Batches]",
 ) -> ModelSpec:
-    """Score the weights of the best epoch; write them, their scores and the history; return the written spec."""
+    """Score the weights of the best epoch; write them and their scores; return the written spec."""
     from imageclf.training.fit import check_finite
     from imageclf.training.losses import LOSSES
     from imageclf.training.scoring import score
@@ -184,7 +185,6 @@ def write(
     found = {split: score(state.net, batches, LOSSES[options.loss]) for split, batches in scored.items()}
     check_finite(found["train"].loss, "the trained net", options.lr)  # without a val split, this is the first check
     spec = model.write(paths.MODEL, replace(spec, epoch=state.best.number), state.best_weights, data.whitening)
-    history.write(paths.HISTORY, state.epochs)
     scores = {split: {"loss": means.loss, "accuracy": means.accuracy} for split, means in found.items()}
     files.write_json(paths.TRAIN_SCORES, {**scores, "epoch": spec.epoch})
     return spec

@@ -147,6 +147,14 @@ def noise_png(seed: int, height: int = 6, width: int = 5) -> bytes:
     return encode(noise(seed, height, width))
 
 
+def png_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a PNG file, all of which can be read."""
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        picture.load()
+        return picture.size
+
+
 def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 

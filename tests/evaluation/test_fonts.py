@@ -13,6 +13,7 @@ import pytest
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from imageclf.evaluation import figure as figures
 from imageclf.evaluation import fonts, plots
 
 FOREIGN = ["猫", "犬", "🐰", "العربية", "with space ", "Käfer", "हिन्दी", "line\nbreak", "\u202ecat\u200b"]
@@ -94,7 +95,7 @@ def test_a_long_name_is_cut_in_the_middle(text: str, most: int, short: str) -> N
 def plotted(monkeypatch: pytest.MonkeyPatch, path: Path, names: list[str]) -> Figure:
     """Return the figure of a confusion plot instead of saving it."""
     kept: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, _: kept.append(figure))
+    monkeypatch.setattr(figures, "save", lambda drawn, _: kept.append(drawn))
     plots.plot_confusion(path, names, np.eye(len(names), dtype=np.int64))
     return kept[0]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.metrics
+from helpers import png_size
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -33,13 +34,6 @@ def made_images(count: int, channels: int) -> NDArray[np.uint8]:
     return np.random.default_rng(1).integers(256, size=(count, channels, 8, 8), dtype=np.uint8)
 
 
-def png_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        picture.load()
-        return picture.size
-
-
 @pytest.mark.parametrize(
     ("number", "cell"), [(0.1234567, "0.123457"), (1 / 70_000, "1.42857e-05"), (69_999 / 70_000, "0.999986")]
 )
@@ -57,8 +51,16 @@ def test_predictions_name_the_classes_and_their_probabilities(tmp_path: Path) ->
     probabilities = np.array([[0.75, 0.25, 0], [0.5, 0.125, 0.375]], np.float32)
     tables.write_predictions(tmp_path / "predictions.csv", ["cat", "dog", "owl"], np.array([0, 2]), probabilities)
     assert (tmp_path / "predictions.csv").read_bytes().decode() == (
-        "index,actual,predicted,p_actual,p_predicted\n0,cat,cat,0.75,0.75\n1,owl,cat,0.375,0.5\n"
+        "index,actual,predicted,p_actual,p_predicted,p: cat,p: dog,p: owl\n"
+        "0,cat,cat,0.75,0.75,0.75,0.25,0\n1,owl,cat,0.375,0.5,0.5,0.125,0.375\n"
     )
+
+
+def test_of_many_classes_only_two_probabilities_are_written(tmp_path: Path) -> None:
+    names = [f"c{number}" for number in range(tables.MOST_COLUMNS + 1)]
+    probabilities = np.eye(len(names), dtype=np.float32)[:2]
+    tables.write_predictions(tmp_path / "predictions.csv", names, np.array([0, 2]), probabilities)
+    assert [len(row) for row in read(tmp_path / "predictions.csv")] == [5, 5, 5]
 
 
 def test_class_names_are_unchanged_in_the_tables(tmp_path: Path) -> None:
@@ -111,11 +113,15 @@ def test_a_class_without_images_can_be_plotted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3], ids=["gray", "color"])
-@pytest.mark.parametrize("count", [0, 1, 8, 11])
-def test_the_plot_of_predictions_has_one_size(count: int, channels: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "size"), [(0, (400, 100)), (1, (200, 320)), (3, (600, 320)), (8, (800, 640)), (11, (800, 640))]
+)
+def test_the_plot_of_predictions_has_room_for_its_images(
+    count: int, size: tuple[int, int], channels: int, tmp_path: Path
+) -> None:
     labels, probabilities = made_predictions(count, 10)
     plots.plot_predictions(tmp_path / "plot.png", made_images(count, channels), labels, probabilities, TEN)
-    assert png_size(tmp_path / "plot.png") == (800, 500)
+    assert png_size(tmp_path / "plot.png") == size
 
 
 @pytest.mark.parametrize("channels", [1, 3], ids=["gray", "color"])
@@ -146,7 +152,7 @@ def test_a_class_name_is_plotted_as_text_even_if_it_looks_like_a_formula(tmp_pat
     labels, probabilities = made_predictions(8, 2)
     plots.plot_confusion(tmp_path / "confusion.png", names, np.eye(2, dtype=np.int64))
     plots.plot_predictions(tmp_path / "samples.png", made_images(8, 1), labels, probabilities, names)
-    assert png_size(tmp_path / "samples.png") == (800, 500)
+    assert png_size(tmp_path / "samples.png") == (800, 640)
 
 
 @pytest.mark.parametrize("channels", [1, 3], ids=["gray", "color"])

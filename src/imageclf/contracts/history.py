@@ -22,5 +22,9 @@ def write(path: Path, epochs: "Sequence[Epoch]") -> None:
 
 def read(path: Path) -> list[dict[str, float]]:
     """Return the rows as numbers by column name, without empty cells."""
-    with path.open(encoding="utf-8") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    return parse(path.read_text(encoding="utf-8"))
+
+
+def parse(text: str) -> list[dict[str, float]]:
+    """Return the rows of a file with this content, as `read` does."""
+    return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(text.splitlines())]

@@ -9,19 +9,25 @@ from numpy.typing import NDArray
 from imageclf.core import files
 from imageclf.evaluation.quality import PerClass
 
+MOST_COLUMNS = 100
+"""Maximum number of classes whose probabilities are all in the table of predictions."""
+
 
 def write_predictions(
     path: Path, classes: Sequence[str], labels: NDArray[np.int64], probabilities: NDArray[np.float32]
 ) -> None:
-    """Write one row per image: index, actual and predicted class, and the probability of each of the two."""
+    """Write one row per image: index, actual and predicted class, the probability of each of the two.
+
+    For up to `MOST_COLUMNS` classes, the probability of each class follows, in columns such as `p: cat`.
+    """
     predicted = probabilities.argmax(axis=1)
-    rows = np.arange(len(labels))
+    columns = range(len(classes) if len(classes) <= MOST_COLUMNS else 0)
     files.write_csv(
         path,
-        ["index", "actual", "predicted", "p_actual", "p_predicted"],
+        ["index", "actual", "predicted", "p_actual", "p_predicted", *(f"p: {classes[column]}" for column in columns)],
         [
-            (row, classes[label], classes[guess], float(probabilities[row, label]), float(probabilities[row, guess]))
-            for row, label, guess in zip(rows, labels, predicted, strict=True)
+            (index, classes[label], classes[guess], row[label], row[guess], *(row[column] for column in columns))
+            for index, (label, guess, row) in enumerate(zip(labels, predicted, probabilities.tolist(), strict=True))
         ],
     )
 
