@@ -109,7 +109,7 @@ def train_imageclf(task: Task, **changes: Any) -> Outcome:
     projects.run(Path.cwd(), "-m", "stages.train")
     with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
         rows = database.execute(
-            "select timestamp / 1000.0 from metrics join runs using (run_uuid) where key = 'train/loss'"
+            "select timestamp / 1000.0 from metrics join runs using (run_uuid) where key = 'epoch/train_loss'"
             " and start_time = (select max(start_time) from runs) order by step"
         ).fetchall()
     ends = [row[0] for row in rows]

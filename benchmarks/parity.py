@@ -125,7 +125,7 @@ def compare(folder: Path, raw: NDArray[np.uint8]) -> list[str]:
         Image.fromarray(image[0]).save(files[-1])
     texts = [base64.b64encode(file.read_bytes()).decode() for file in files]
     (folder / "store").mkdir()
-    model = served.log_model(folder / paths.MODEL, folder / "store")
+    model = served.save_model(folder / paths.MODEL, folder / "store")
     expected = evaluated(folder)
     ways = [
         predictor.probabilities(np.stack([predictor.read(file.read_bytes()) for file in files])),

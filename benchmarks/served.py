@@ -12,25 +12,21 @@ from pathlib import Path
 
 import requests
 
-LOG = """
+SAVE = """
 import sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
-import mlflow
-from imageclf.tracking.served_model import log_served_model
-mlflow.set_tracking_uri("sqlite:///mlflow.db")
-with mlflow.start_run():
-    log_served_model(Path(sys.argv[1]), epoch=1)
+from imageclf.tracking.recorder.served_model import save_served_model
+save_served_model(Path(sys.argv[1]), Path("model"))
 """
 READY_S = 120
 
 
-def log_model(checkpoint: Path, work: Path) -> Path:
-    """Log the checkpoint to a new MLflow store in `work`, as a training does; return the folder of the model."""
+def save_model(checkpoint: Path, work: Path) -> Path:
+    """Write the checkpoint as an MLflow model to a folder in `work`, as a training does; return the folder."""
     environment = {**os.environ, "MLFLOW_LOG_UV_FILES": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    subprocess.run([sys.executable, "-c", LOG, str(checkpoint)], cwd=work, env=environment, check=True)
-    (folder,) = work.glob("mlruns/*/models/*/artifacts")
-    return folder
+    subprocess.run([sys.executable, "-c", SAVE, str(checkpoint)], cwd=work, env=environment, check=True)
+    return work / "model"
 
 
 def free_port() -> int:

@@ -46,7 +46,7 @@ def main() -> None:
         body = Path(work, "body.json")
         body.write_text(json.dumps({"inputs": [base64.b64encode(given.image.read_bytes()).decode()]}))
         servers = {
-            "mlflow models serve": served.mlflow_server(served.log_model(given.model.resolve(), Path(work))),
+            "mlflow models serve": served.mlflow_server(served.save_model(given.model.resolve(), Path(work))),
             "bare application": served.bare_server(given.model.resolve()),
         }
         for name, server in servers.items():

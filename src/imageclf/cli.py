@@ -10,6 +10,7 @@ COMMANDS = {
     "predict": ("usage.predict", "classify image files, and the images in folders"),
     "export": ("usage.export", "write a trained model as an ONNX or PyTorch program, and check its answers"),
     "demo": ("usage.demo", "open a page on which models classify what you draw, or a picture"),
+    "sync": ("usage.sync", "complete the record in MLflow from DVC's files: one run per experiment"),
     "recipes": ("study.launch", "run recipes from recipes.yaml as DVC experiments, several seeds of each"),
     "compare": (
         "study.compare",

@@ -160,6 +160,7 @@ class RuntimeParams(_Strict):
     progress: bool
     mirror: Annotated[str, Field(min_length=1)] | None
     tracking: bool
+    registered_model: Annotated[str, Field(pattern=r"^[^/:]+$")] | None
     checkpoint_minutes: Annotated[float, Field(gt=0)]
 
 

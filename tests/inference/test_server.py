@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve the model, and yield the address that takes images."""
-    model = served.log_model(checkpoint, tmp_path_factory.mktemp("store"))
+    model = served.save_model(checkpoint, tmp_path_factory.mktemp("store"))
     with served.mlflow_server(model) as found:
         yield found
 

@@ -33,9 +33,10 @@ def test_repro_makes_every_output_and_a_finished_run(project: Project) -> None:
     assert set(scores) == {"loss", "accuracy", "top5", "balanced_accuracy", "macro_f1", "calibration_error", "gap"}
     assert run.status == "FINISHED"
     assert {key: run.metrics[f"test/{key}"] for key in scores} == {key: [value] for key, value in scores.items()}
-    assert {len(run.metrics[key]) for key in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")} == {
-        EPOCHS
-    }
+    assert {
+        len(run.metrics[key])
+        for key in ("epoch/train_loss", "epoch/train_accuracy", "epoch/val_loss", "epoch/val_accuracy", "epoch/lr")
+    } == {EPOCHS}
     assert run.params["epochs"] == str(EPOCHS)
     assert run.params["model"] == "cnn"
     assert run.tags["model_sha256"] == model_sha256(project)
@@ -138,7 +139,7 @@ def test_evaluate_records_a_training_that_dvc_restores(project: Project) -> None
     assert run.params == before.params
     assert run.tags["model_sha256"] == before.tags["model_sha256"]
     assert run.metrics["test/accuracy"] == before.metrics["test/accuracy"]
-    assert run.metrics["val/accuracy"] == pytest.approx(before.metrics["val/accuracy"], rel=1e-5)
+    assert run.metrics["epoch/val_accuracy"] == pytest.approx(before.metrics["epoch/val_accuracy"], rel=1e-5)
     assert run.model is not None
 
 

@@ -187,7 +187,7 @@ def test_repro_resumes_after(killer: str, project: Project, expected: str) -> No
     assert not saved(project)
     with sqlite3.connect(project.root / "mlflow.db") as database:
         (runs,) = database.execute("select count(*) from runs").fetchone()
-        steps = database.execute("select step from metrics where key = 'train/loss' order by step").fetchall()
+        steps = database.execute("select step from metrics where key = 'epoch/train_loss' order by step").fetchall()
     assert runs == 1
     assert project.runs()[0].status == "FINISHED"
     assert [step for (step,) in steps] == list(range(1, EPOCHS + 1))

@@ -46,7 +46,7 @@ def project(address: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
 def assert_complete(run: Run, folder: Path) -> None:
     """Assert that the run has ended, with scores of both stages, artifacts and a model."""
     assert run.status == "FINISHED"
-    assert len(run.metrics["train/loss"]) == 2
+    assert len(run.metrics["epoch/train_loss"]) == 2
     assert len(run.metrics["test/accuracy"]) == 1
     artifacts = folder / "artifacts" / str(run.artifacts).removeprefix("mlflow-artifacts:/")
     assert (artifacts / "history.csv").is_file()
@@ -118,14 +118,15 @@ def test_a_fault_of_the_server_is_one_sentence_and_changes_no_output(
         *_, run = project.runs(folder)
         assert len(project.runs(folder)) == known + 1
         assert run.status == "FINISHED"
-        assert len(run.metrics["train/loss"]) == 2
+        assert len(run.metrics["epoch/train_loss"]) == 2
         assert "model_sha256" in run.tags
 
 
 SCRIPT = """
 from pathlib import Path
 from imageclf.tracking import client as tracking
-with tracking.recording("a_stage", enabled=True) as recorder:
+from imageclf.tracking.opening import Opening
+with tracking.recording(Opening("a_stage")) as recorder:
     for name in ("first", "second"):
         Path(name).write_text(name)
         recorder.artifacts([Path(name)])

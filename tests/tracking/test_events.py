@@ -11,8 +11,8 @@ def test_missing_scores_of_an_epoch_are_left_out(monkeypatch: pytest.MonkeyPatch
     recorder, recorded = Recorder(None), []
     monkeypatch.setattr(recorder, "metrics", lambda values, step: recorded.append((values, step)))
     events.epoch_ended(recorder, Epoch(1, 0.1, 0.25, 0.875, None, None), Epoch(2, 0.1, 0.25, 0.875, 0.5, 0.75))
-    scores = {"lr": 0.1, "train/loss": 0.25, "train/accuracy": 0.875}
-    assert recorded == [(scores, 1), ({**scores, "val/loss": 0.5, "val/accuracy": 0.75}, 2)]
+    scores = {"epoch/lr": 0.1, "epoch/train_loss": 0.25, "epoch/train_accuracy": 0.875}
+    assert recorded == [(scores, 1), ({**scores, "epoch/val_loss": 0.5, "epoch/val_accuracy": 0.75}, 2)]
 
 
 def test_flatten_joins_names_with_slashes_and_leaves_out_text() -> None:

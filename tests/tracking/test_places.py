@@ -111,7 +111,7 @@ PAGE = "#/experiments/7/runs?workflowType=machine_learning"
     ],
 )
 def test_how_to_view_the_runs(uri: str, shown: str) -> None:
-    assert places.how_to_view(uri, "7") == shown
+    assert places.how_to_view(uri, PAGE) == shown
 
 
 def test_the_error_for_an_old_database_has_the_upgrade_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,11 +25,13 @@ from imageclf.contracts import model
 from imageclf.contracts.preparation import Preparation
 from imageclf.inference.predictor import Predictor
 from imageclf.tracking import client as tracking
+from imageclf.tracking.opening import Opening
 
 SCRIPT = """
 import sys
 from imageclf.tracking import client as tracking
-with tracking.recording("a_stage", enabled=True) as recorder:
+from imageclf.tracking.opening import Opening
+with tracking.recording(Opening("a_stage")) as recorder:
     recorder.params({"lr": 0.1})
     for number in (1, 2, 3):
         recorder.metrics({"train/loss": 1 / number}, step=number)
@@ -50,7 +52,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Create a database with MLflow, which takes seconds."""
     folder = tmp_path_factory.mktemp("database")
-    finish(start("from imageclf.tracking.store import Store; Store()", cwd=folder))
+    finish(start("from imageclf.tracking.recorder.store import Store; Store()", cwd=folder))
     return folder / "mlflow.db"
 
 
@@ -98,7 +100,8 @@ def test_metrics_params_and_status_arrive(bare: Path) -> None:
     process = start()
     output = finish(process)
     assert process.returncode == 0
-    assert "#/experiments/1/runs?workflowType=machine_learning" in output
+    ((run,),) = rows(bare, "select run_uuid from runs")
+    assert f"#/experiments/1/runs/{run}" in output
     assert rows(bare, "select status from runs") == [("FINISHED",)]
     assert rows(bare, "select key, value from params") == [("lr", "0.1")]
     assert rows(bare, "select step, value from metrics where key = 'train/loss' order by step") == [
@@ -171,7 +174,8 @@ def test_the_next_start_ends_a_run_whose_recorder_was_killed_too(root: Path) -> 
 RESUMABLE = """
 import sys, time
 from imageclf.tracking import client as tracking
-with tracking.recording("a_stage", training="k", resumes={resumes}, enabled=True) as recorder:
+from imageclf.tracking.opening import Opening
+with tracking.recording(Opening("a_stage", training="k", resumes={resumes})) as recorder:
     recorder.params({{"lr": 0.1}})
     for number in range(1, {epochs} + 1):
         recorder.metrics({{"train/loss": 1 / number}}, step=number)
@@ -329,7 +333,7 @@ def test_the_recorder_runs_the_code_of_its_stage(root: Path, tmp_path_factory: p
     """A queued experiment runs in a copy of the code of its commit."""
     copy = tmp_path_factory.mktemp("copy")
     shutil.copytree(SOURCE / "imageclf", copy / "imageclf")
-    store = copy / "imageclf/tracking/store.py"
+    store = copy / "imageclf/tracking/recorder/store.py"
     store.write_text(store.read_text().replace('EXPERIMENT = "imageclf"', 'EXPERIMENT = "copy"'))
     finish(start(f"import sys; sys.path.insert(0, {str(copy)!r})" + SCRIPT))
     names = "select experiments.name from runs join experiments using (experiment_id)"
@@ -372,13 +376,13 @@ def test_the_address_of_a_database_is_relative_to_the_repository(root: Path, mon
 
 
 def test_tracking_can_be_switched_off(bare: Path) -> None:
-    with tracking.recording("train", enabled=False) as recorder:
+    with tracking.recording(None) as recorder:
         recorder.metrics({"a": 1.0}, step=1)
     assert list(bare.iterdir()) == []
 
 
 SECONDS = """
-from imageclf.tracking.store import Store
+from imageclf.tracking.recorder.store import Store
 print(Store().training_seconds("1234"))
 """
 
@@ -407,8 +411,8 @@ def test_the_recorded_model_predicts_the_same_as_the_checkpoint(root: Path) -> N
     net = models.build(spec.model, spec.image_shape, len(spec.classes), **spec.arguments)
     model.write(root / "model", spec, net.state_dict(), None)
     images = np.random.default_rng(1).integers(0, 256, (1000, 1, 4, 4), np.uint8)
-    with tracking.recording("a_stage", enabled=True) as recorder:
-        recorder.model(root / "model", epoch=1)
+    with tracking.recording(Opening("a_stage")) as recorder:
+        recorder.model(root / "model", "cnn-digits", epoch=1)
     ((location,),) = rows(root, "select artifact_location from logged_models")
     served = mlflow.pyfunc.load_model(str(location))
     expected = Predictor.load(root / "model", torch.device("cpu")).probabilities(images)

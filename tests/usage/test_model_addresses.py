@@ -18,13 +18,13 @@ from imageclf.usage import models
 REGISTER = """
 import sys
 from pathlib import Path
-import mlflow
-from imageclf.tracking.served_model import log_served_model
-mlflow.set_tracking_uri("sqlite:///mlflow.db")
-with mlflow.start_run() as run:
-    log_served_model(Path(sys.argv[1]), epoch=3)
-version = mlflow.register_model(f"runs:/{run.info.run_id}/model", "pets")
-mlflow.MlflowClient().set_registered_model_alias("pets", "champion", version.version)
+from mlflow import MlflowClient
+from imageclf.tracking.recorder.registry import register
+from imageclf.tracking.recorder.served_model import log_served_model
+client = MlflowClient("sqlite:///mlflow.db")
+run = client.create_run("0")
+model = log_served_model(client, run.info.run_id, Path(sys.argv[1]), name="cnn-pets", epoch=3)
+register(client, "pets", model, accuracy=0.9, test_sha256="a")
 print(run.info.run_id)
 """
 
@@ -45,7 +45,14 @@ def test_a_model_in_mlflow_is_found_by_run_by_alias_and_as_a_folder(tmp_path: Pa
     (tmp_path / "a.png").write_bytes(noise_png(0))
     (folder,) = tmp_path.glob("mlruns/*/models/*/artifacts")
     predict = ["-c", "from imageclf import cli; cli.run()", "predict", "a.png", "--json"]
-    addresses = ["model", str(folder), f"runs:/{run_id}/model", "models:/pets@champion", "models:/pets/1"]
+    addresses = [
+        "model",
+        str(folder),
+        f"runs:/{run_id}",
+        f"runs:/{run_id}/cnn-pets",
+        "models:/pets@champion",
+        "models:/pets/1",
+    ]
     answers = {run(*predict, "--model", address, cwd=tmp_path) for address in addresses}
     assert len(answers) == 1
     assert models.load(str(folder)).spec == saved

@@ -105,10 +105,11 @@ def read(revision: str, path: Path) -> str | None:
     """Return the text of an output of an experiment; None if it is not in DVC's cache."""
     import dvc.api
     from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexError
 
     try:
         return dvc.api.read(str(path), rev=revision)
-    except DvcException:
+    except (DvcException, DataIndexError):
         return None
 
 

@@ -18,6 +18,7 @@ from imageclf.study.recipes import Differences
 from imageclf.study.significance import CONFIDENCE_LEVEL, Reference, summarize
 from imageclf.tracking import client as tracking
 from imageclf.tracking import events
+from imageclf.tracking.opening import Opening
 
 
 def publish(compared: Comparison, out: Path) -> None:
@@ -28,7 +29,7 @@ def publish(compared: Comparison, out: Path) -> None:
     content = results.as_json(compared)
     files.write_json(_path(out, "json"), content)
     _write_page(compared, out)
-    with tracking.recording("compare", enabled=enabled) as recorder:
+    with tracking.recording(Opening("compare") if enabled else None) as recorder:
         name = f"compare: {', '.join(content['groups'])}"
         recorder.tags({"mlflow.runName": name[:250], "mlflow.source.name": "src/imageclf/study/publication.py"})
         scores = {name: group["scores"] for name, group in content["groups"].items()}
@@ -138,7 +139,7 @@ def _notes(compared: Comparison) -> str:
 
 def training_seconds(baseline: str) -> dict[str, float]:
     """Return the duration of each experiment's training on that commit; print a sentence if MLflow fails."""
-    from imageclf.tracking.store import Store
+    from imageclf.tracking.recorder.store import Store
 
     try:
         return Store().training_seconds(baseline)

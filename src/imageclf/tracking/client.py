@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from imageclf.tracking.descriptions import DatasetInput
 from imageclf.tracking.opening import Opening
 from imageclf.tracking.places import without_password
 
@@ -39,6 +40,8 @@ class Recorder:
     def __init__(self, opening: Opening | None) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._if_restored = False
+        self.experiment = opening.experiment if opening else None
+        """Name of the DVC experiment that is recorded; None if there is none."""
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         if opening is None:
             return
@@ -89,13 +92,14 @@ class Recorder:
         """Record tags. `evaluate` finds the run of its model by the tag `model_sha256`."""
         self._send("tags", values=values)
 
-    def dataset(self, name: str, digest: str) -> None:
-        """Record which data the net was trained on."""
-        self._send("dataset", name=name, digest=digest)
+    def datasets(self, datasets: list[DatasetInput]) -> None:
+        """Record which data the net is trained, chosen and tested on."""
+        self._send("datasets", datasets=[asdict(each) for each in datasets])
 
-    def metrics(self, values: dict[str, float], step: int) -> None:
-        """Record the metrics of one step, which is an epoch."""
-        self._send("metrics", values=values, step=step, time_ms=time.time_ns() // 1_000_000)
+    def metrics(self, values: dict[str, float], step: int, of_model_on: DatasetInput | None = None) -> None:
+        """Record the metrics of one step, which is an epoch; or those of the run's model on some data."""
+        data = of_model_on and (of_model_on.name, of_model_on.digest)
+        self._send("metrics", values=values, step=step, time_ms=time.time_ns() // 1_000_000, data=data)
 
     def artifacts(self, files: list[Path], folder: str | None = None) -> None:
         """Record files; they must exist until the recorder is closed."""
@@ -105,9 +109,17 @@ class Recorder:
         """Record a text as a file."""
         self._send("text", name=name, text=text)
 
-    def model(self, folder: Path, epoch: int) -> None:
-        """Record the checkpoint in `folder`, which is that of `epoch`, as an MLflow model."""
-        self._send("model", folder=str(folder.absolute()), epoch=epoch)
+    def model(self, folder: Path, name: str, epoch: int) -> None:
+        """Record the checkpoint in `folder`, which is that of `epoch`, as an MLflow model with this name."""
+        self._send("model", folder=str(folder.absolute()), name=name, epoch=epoch)
+
+    def model_tags(self, values: dict[str, str]) -> None:
+        """Record tags of the run's model."""
+        self._send("model_tags", values=values)
+
+    def registration(self, name: str, *, accuracy: float, test_sha256: str) -> None:
+        """Register the run's model as a version of `name`; the best version on these test data is the champion."""
+        self._send("registration", name=name, accuracy=accuracy, test_sha256=test_sha256)
 
     def close(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED, wait while the recorder works, and print its last sentence."""
@@ -190,14 +202,12 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 @contextmanager
-def recording(
-    stage: str, *, model_sha256: str | None = None, training: str | None = None, resumes: bool = False, enabled: bool
-) -> Iterator[Recorder]:
-    """Open a run, and close it as FINISHED, FAILED by an exception, or KILLED by a signal; see `Opening`.
+def recording(opening: Opening | None) -> Iterator[Recorder]:
+    """Open a run, and close it as FINISHED, FAILED by an exception, or KILLED by a signal; None records nothing.
 
     A run that only gets scores of its existing model keeps its status.
     """
-    recorder = Recorder(Opening(stage, model_sha256, training, resumes) if enabled else None)
+    recorder = Recorder(opening)
     try:
         yield recorder
     except (KeyboardInterrupt, SystemExit):

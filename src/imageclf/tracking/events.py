@@ -9,31 +9,37 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from imageclf.contracts import history
+from imageclf.contracts.dataset import split_files
 from imageclf.core import paths
 from imageclf.params import Params
+from imageclf.tracking import descriptions
 from imageclf.tracking.client import Recorder, recording
+from imageclf.tracking.opening import Opening
 
 if TYPE_CHECKING:
     from imageclf.contracts.dataset import DatasetManifest
     from imageclf.contracts.model import ModelSpec
     from imageclf.training.fit import Epoch
 
+NOTE = "mlflow.note.content"
+"""Tag of a run or a model that MLflow's pages show as its description."""
+
 
 def training_run(key: str, *, resumes: bool, enabled: bool) -> AbstractContextManager[Recorder]:
     """Open the run of a training; if it `resumes`, the run of the interrupted training with the same key."""
-    return recording("train", training=key, resumes=resumes, enabled=enabled)
+    return recording(Opening("train", training=key, resumes=resumes) if enabled else None)
 
 
 def evaluation_run(spec: "ModelSpec", *, enabled: bool) -> AbstractContextManager[Recorder]:
     """Open the run of the training that wrote this model."""
-    return recording("evaluate", model_sha256=spec.weights_sha256, enabled=enabled)
+    return recording(Opening("evaluate", spec.weights_sha256) if enabled else None)
 
 
 def training_started(recorder: Recorder, settings: Params, data: "DatasetManifest") -> None:
-    """Record the parameters and the data of a training."""
+    """Record the parameters, the data and the description of a training."""
     recorder.params(settings.model_dump(exclude={"runtime"}))
-    recorder.dataset(data.dataset, data.sha256)
-    recorder.tags({"data_sha256": data.sha256})
+    recorder.datasets(list(descriptions.datasets(settings, data).values()))
+    recorder.tags({"data_sha256": data.sha256, NOTE: descriptions.of_run(settings, data, recorder.experiment)})
 
 
 def net_built(recorder: Recorder, layers: str, machine: dict[str, str]) -> None:
@@ -49,16 +55,17 @@ def epoch_ended(recorder: Recorder, *epochs: "Epoch") -> None:
         _history_row(recorder, values.pop("number"), values)
 
 
-def training_ended(recorder: Recorder, spec: "ModelSpec") -> None:
-    """Record the output files of a training: scores, history and model."""
+def training_ended(recorder: Recorder, settings: Params, data: "DatasetManifest", spec: "ModelSpec") -> None:
+    """Record the output files of a training: model, scores and history."""
     recorder.tags({"model_sha256": spec.weights_sha256})
     if spec.pretrained_sha256 is not None:
         recorder.tags({"pretrained_sha256": spec.pretrained_sha256})
-    scores = json.loads(paths.TRAIN_SCORES.read_text(encoding="utf-8"))
-    best = {split: scores[split] for split in ("train", "val") if split in scores}
-    recorder.metrics(flatten({"best": best}), spec.epoch)
     recorder.artifacts([paths.HISTORY, paths.TRAIN_SCORES])
-    recorder.model(paths.MODEL, spec.epoch)
+    recorder.model(paths.MODEL, descriptions.model_name(settings), spec.epoch)
+    scores = json.loads(paths.TRAIN_SCORES.read_text(encoding="utf-8"))
+    for split, given in descriptions.datasets(settings, data).items():
+        if split in scores:
+            recorder.metrics(flatten({"selected": {split: scores[split]}}), spec.epoch, of_model_on=given)
 
 
 def training_restored(recorder: Recorder, settings: Params, data: "DatasetManifest", spec: "ModelSpec") -> None:
@@ -67,19 +74,29 @@ def training_restored(recorder: Recorder, settings: Params, data: "DatasetManife
         training_started(recorder, settings, data)
         for row in history.read(paths.HISTORY):
             _history_row(recorder, int(row.pop("epoch")), row)
-        training_ended(recorder, spec)
+        training_ended(recorder, settings, data, spec)
 
 
-def evaluated(recorder: Recorder, scores: dict[str, float], epoch: int) -> None:
-    """Record the scores, tables and plots of the test split."""
-    recorder.metrics(flatten({"test": scores}), epoch)
+def evaluated(
+    recorder: Recorder, settings: Params, data: "DatasetManifest", scores: dict[str, float], epoch: int
+) -> None:
+    """Record the scores, tables and plots of the test split; register the model if `registered_model` is set."""
+    recorder.metrics(flatten({"test": scores}), epoch, of_model_on=descriptions.datasets(settings, data)["test"])
+    recorder.tags({NOTE: descriptions.of_run(settings, data, recorder.experiment, scores)})
+    recorder.model_tags({NOTE: descriptions.shortened(paths.MODEL_CARD.read_text(encoding="utf-8"))})
     recorder.artifacts([paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD, paths.DATA_REPORT])
     recorder.artifacts(sorted(paths.PLOTS.glob("*.png")), folder="plots")
+    if settings.runtime.registered_model is not None:
+        test_sha256 = ",".join(data.files[name] for name in split_files("test"))
+        recorder.registration(settings.runtime.registered_model, accuracy=scores["accuracy"], test_sha256=test_sha256)
 
 
 def _history_row(recorder: Recorder, epoch: int, values: dict[str, Any]) -> None:
-    """Record a row of the history: `train_loss` becomes the metric `train/loss`. Missing values are left out."""
-    recorder.metrics({key.replace("_", "/", 1): value for key, value in values.items() if value is not None}, epoch)
+    """Record a row of the history: `train_loss` becomes the metric `epoch/train_loss`. Missing values are left out.
+
+    MLflow sorts a run's charts by name, so the curves come before the single values of `selected/*` and `test/*`.
+    """
+    recorder.metrics({f"epoch/{key}": value for key, value in values.items() if value is not None}, epoch)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:

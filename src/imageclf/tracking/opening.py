@@ -14,6 +14,7 @@ class Opening:
     """The run that a stage opens: that of the model `model_sha256`, or the run of a training, or any other new run.
 
     `training` is the key of a training. If it `resumes`, the run of the interrupted training with that key continues.
+    The stage `sync` completes the run of an experiment, whichever part of it is missing.
     `experiment` and `baseline` are the name and the commit of the DVC experiment; `dvc repro` has none.
     """
 
@@ -30,11 +31,11 @@ class Opening:
 
     def run_name_and_tags(self) -> tuple[str, dict[str, str]]:
         """Return the name of the run, and tags for its commit and DVC experiment; a tag is "" if there is none."""
-        commit = git("rev-parse", "HEAD", folder=self.folder)
+        commit = self.baseline or git("rev-parse", "HEAD", folder=self.folder)
         branch = git("rev-parse", "--abbrev-ref", "HEAD", folder=self.folder)
         name = self.experiment or (f"{branch}@{commit[:7]}" if commit else "no git commit")
         return name, {
             "mlflow.source.git.commit": commit,
             "dvc.exp.name": self.experiment or "",
-            "dvc.exp.baseline_rev": self.baseline or commit,
+            "dvc.exp.baseline_rev": commit,
         }

@@ -81,14 +81,13 @@ def _local(address: str) -> Path:
     return Path(url2pathname(urlsplit(address).path) if address.startswith("file:") else address)
 
 
-def how_to_view(uri: str, experiment_id: str) -> str:
-    """Return the address of our runs in a browser, with the command to start MLflow's user interface if needed."""
-    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+def how_to_view(uri: str, page: str) -> str:
+    """Return the address of a page in a browser, with the command to start MLflow's user interface if needed."""
     shown = without_password(uri)
     if uri.startswith(("http://", "https://")):
         return f"{shown.rstrip('/')}/{page}"
     if uri.startswith("databricks"):
-        return f"experiment {experiment_id} in {shown}"
+        return f"{page} in {shown}"
     return f"`uv run mlflow ui --backend-store-uri {_argument(uri)} --port {PORT}`, then http://127.0.0.1:{PORT}/{page}"
 
 

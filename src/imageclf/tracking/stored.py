@@ -2,16 +2,21 @@
 
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imageclf.core.errors import UserError
 from imageclf.tracking import places
-from imageclf.tracking.store import EXPERIMENT, set_short_timeouts
+from imageclf.tracking.recorder.store import EXPERIMENT, set_short_timeouts
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 def download(address: str, folder: Path) -> Path:
-    """Download a model, such as `models:/name@champion` or `runs:/<id>/model`, to `folder`; return its folder.
+    """Download a model, such as `models:/name@champion` or `runs:/<id>`, to `folder`; return its folder.
 
     The store is that of the pipeline. Raises `UserError` if the store or the model does not exist.
     """
@@ -34,6 +39,15 @@ def download(address: str, folder: Path) -> Path:
         ours = mlflow.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
         if ours is not None:
             places.update_locations(uri, ours.artifact_location)
+        if run := re.fullmatch(r"runs:/(\w+)/?", address):
+            address = _model_of_run(mlflow.get_run(run[1]))
         return Path(download_artifacts(artifact_uri=address, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise UserError(f"{address}: {places.explain(error, uri)}") from None
+
+
+def _model_of_run(run: "Run") -> str:
+    """Return the address of the model of a run. Raises `UserError` if it has none."""
+    if run.outputs is None or not run.outputs.model_outputs:
+        raise UserError(f"runs:/{run.info.run_id} has no model")
+    return f"models:/{run.outputs.model_outputs[-1].model_id}"

@@ -12,7 +12,7 @@ from imageclf.core import paths
 from imageclf.core.errors import UserError
 
 HELP = f"""
-a folder such as {paths.MODEL} (the default), an MLflow address such as models:/name@champion or runs:/ID/model, or the
+a folder such as {paths.MODEL} (the default), an MLflow address such as models:/name@champion or runs:/ID, or the
 name of a DVC experiment
 """
 IN_MLFLOW = Path("data/model")

@@ -1,4 +1,4 @@
-"""The MLflow store that holds our runs. This package is the only user of mlflow."""
+"""The MLflow store that holds our runs."""
 
 import json
 import logging
@@ -12,12 +12,15 @@ import filelock
 
 from imageclf.tracking import places
 from imageclf.tracking.opening import Opening
+from imageclf.tracking.recorder import views
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "imageclf"
 """Default name of the MLflow experiment."""
+COMPARISONS = "-comparisons"
+"""Ending of the name of the MLflow experiment that holds comparisons."""
 RUNS_PER_SEARCH = 50_000
 """MLflow's limit."""
 _SHORT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -37,9 +40,12 @@ def restore_timeouts() -> None:
 
 
 class Store:
-    """An MLflow store and its experiment with our runs. The working directory must be the repository."""
+    """An MLflow store and its experiment with our trainings, or with our comparisons of them.
 
-    def __init__(self) -> None:
+    The working directory must be the repository.
+    """
+
+    def __init__(self, *, of_comparisons: bool = False) -> None:
         self.uri = places.tracking_uri()
         self.remote = self.uri.startswith(("http://", "https://"))
         self.locks = Path(".dvc/tmp/imageclf").absolute()
@@ -56,29 +62,36 @@ class Store:
         warnings.simplefilter("ignore")
         with filelock.FileLock(self.locks / "store.lock", timeout=60):  # two processes that create the tables crash
             self.client: MlflowClient = MlflowClient(self.uri)
-            self.experiment_id = self._experiment()
+            self.experiment_id = self._experiment(of_comparisons)
         restore_timeouts()
         self._end_abandoned_runs()
 
-    def _experiment(self) -> str:
+    def _experiment(self, of_comparisons: bool) -> str:
         """Return the id of the experiment that `MLFLOW_EXPERIMENT_ID` or `_NAME` sets, or of ours; create it if new."""
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+        found = None
         if key := os.environ.get("MLFLOW_EXPERIMENT_ID"):
             found = self.client.get_experiment(key)
-        else:
-            found = self.client.get_experiment_by_name(name)
+            name = found.name
+        if of_comparisons:
+            name, found = name + COMPARISONS, None
+        found = found or self.client.get_experiment_by_name(name)
         if found is None:
-            return self._create_experiment(name)
+            return self._create_experiment(name, views.COMPARISON_TAGS if of_comparisons else views.TAGS)
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
         places.update_locations(self.uri, found.artifact_location)
+        if not of_comparisons:
+            for key, value in views.TAGS.items():
+                if key not in found.tags:  # an experiment of an older version, or the user's own
+                    self.client.set_experiment_tag(found.experiment_id, key, value)
         return found.experiment_id
 
-    def _create_experiment(self, name: str) -> str:
+    def _create_experiment(self, name: str, tags: dict[str, str]) -> str:
         from mlflow.exceptions import MlflowException
 
         try:
-            return self.client.create_experiment(name, artifact_location=places.artifact_location(self.uri))
+            return self.client.create_experiment(name, artifact_location=places.artifact_location(self.uri), tags=tags)
         except MlflowException:
             found = self.client.get_experiment_by_name(name)  # another machine has created it meanwhile
             if found is None:
@@ -147,16 +160,6 @@ class Store:
         """Return the file with the id of the run of a training."""
         return self.locks / f"training-{opening.training}"
 
-    def log_model(self, run_id: str, folder: Path, epoch: int) -> None:
-        """Record the checkpoint in `folder` as a model of the run."""
-        import mlflow
-
-        from imageclf.tracking.served_model import log_served_model
-
-        mlflow.set_tracking_uri(self.uri)
-        with mlflow.start_run(run_id=run_id):
-            log_served_model(folder, epoch)
-
     def find_run(self, opening: Opening) -> "Run | None":
         """Return the newest run with this model, of this DVC experiment if there is one; None if not found."""
         # Names may hold quotes, so the filter uses the digest only.
@@ -166,6 +169,21 @@ class Store:
         )
         ours = {"dvc.exp.name": opening.experiment, "dvc.exp.baseline_rev": opening.baseline}
         return next((run for run in found if not opening.experiment or ours.items() <= run.data.tags.items()), None)
+
+    def unfinished_run(self, opening: Opening) -> "Run | None":
+        """Return the newest run of a DVC experiment that has no model; None if there is none."""
+        run = self.runs_of_experiments().get((opening.experiment or "", opening.baseline or ""))
+        return run if run is not None and "model_sha256" not in run.data.tags else None
+
+    def runs_of_experiments(self) -> "dict[tuple[str, str], Run]":
+        """Return the newest run of each DVC experiment, by the experiment's name and baseline commit."""
+        found = self.client.search_runs(
+            [self.experiment_id],
+            "tags.`dvc.exp.name` != ''",
+            max_results=RUNS_PER_SEARCH,
+            order_by=["attributes.start_time ASC"],
+        )
+        return {(run.data.tags["dvc.exp.name"], run.data.tags.get("dvc.exp.baseline_rev", "")): run for run in found}
 
     def training_seconds(self, baseline: str) -> dict[str, float]:
         """Return the duration of the train stage for each name of a DVC experiment on a commit, from its newest run."""
@@ -181,6 +199,7 @@ class Store:
             if run.info.end_time and "dvc.exp.name" in run.data.tags and "restored" not in run.data.tags
         }
 
-    def how_to_view(self) -> str:
-        """Return the address of our runs, or the command that shows them."""
-        return places.how_to_view(self.uri, self.experiment_id)
+    def how_to_view(self, run_id: str | None = None) -> str:
+        """Return the address of a run, or else of the table of runs, with the command that shows it if needed."""
+        page = views.run_page(self.experiment_id, run_id) if run_id else views.table_page(self.experiment_id)
+        return places.how_to_view(self.uri, page)

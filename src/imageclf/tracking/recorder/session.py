@@ -1,6 +1,5 @@
 """Write the messages of a stage to one MLflow run."""
 
-import json
 import time
 import traceback
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from imageclf.tracking import places
-from imageclf.tracking.channel import Channel, Message
 from imageclf.tracking.client import INCOMPLETE
-from imageclf.tracking.store import Store, set_short_timeouts
+from imageclf.tracking.recorder.channel import Channel, Message
+from imageclf.tracking.recorder.store import Store, set_short_timeouts
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -37,6 +36,11 @@ class Session:
         self.status = "KILLED"  # until the stage sends another one
         self._store, self._channel = store, channel
         self._run_id: str = run.info.run_id
+        models = run.outputs.model_outputs if run.outputs else []
+        self._model_id: str | None = models[-1].model_id if models else None
+        self._notes: list[str] = []
+        """Sentences for the user, besides the address of the run."""
+        self._ended_ms = run.info.end_time if restored else None
         self._name = run.info.run_name
         self._restored = restored
         self._waiting_metrics: list[Any] = []
@@ -105,7 +109,8 @@ class Session:
     def result(self) -> str:
         """Return a sentence for the user: how to view the run, or what MLflow did not store and why."""
         if not self._errors:
-            return f"tracking: recorded as {self._name!r}; {self._store.how_to_view()}"
+            where = self._store.how_to_view(self._run_id if self._lock else None)
+            return "; ".join([f"tracking: recorded as {self._name!r}", *self._notes, where])
         reason = places.explain(next(iter(self._errors.values())), self._store.uri)
         return (
             f"tracking: MLflow did not store the {', '.join(self._errors)} of {self._name!r} ({reason}); {INCOMPLETE}"
@@ -115,7 +120,7 @@ class Session:
         """Write the waiting metrics and, as the owner, the status of the run."""
         self.flush()
         if self._lock:
-            self._store.client.set_terminated(self._run_id, self.status)
+            self._store.client.set_terminated(self._run_id, self.status, self._ended_ms)
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 
@@ -130,18 +135,27 @@ class Session:
         self._store.client.log_batch(self._run_id, tags=[RunTag(*pair) for pair in values.items()])
         self._name = values.get("mlflow.runName", self._name)  # MLflow renames the run by this tag
 
-    def _on_dataset(self, name: str, digest: str) -> None:
+    def _on_datasets(self, datasets: list[dict[str, str]]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        source = json.dumps({"uri": "data/processed"})
-        data = Dataset(name=name, digest=digest[:36], source_type="local", source=source)  # MLflow's limit
-        self._store.client.log_inputs(self._run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+        inputs = [
+            DatasetInput(
+                Dataset(each["name"], each["digest"], each["source_type"], each["source"], profile=each["profile"]),
+                [InputTag("mlflow.data.context", each["context"])],
+            )
+            for each in datasets
+        ]
+        self._store.client.log_inputs(self._run_id, inputs)
 
-    def _on_metrics(self, values: dict[str, float], step: int, time_ms: int) -> None:
+    def _on_metrics(self, values: dict[str, float], step: int, time_ms: int, data: tuple[str, str] | None) -> None:
         from mlflow.entities import Metric
 
         new = {key: value for key, value in values.items() if (key, step) not in self._written}
-        self._waiting_metrics += [Metric(key, value, time_ms, step) for key, value in new.items()]
+        of_model = {"model_id": self._model_id} if data and self._model_id else {}
+        of_data = {"dataset_name": data[0], "dataset_digest": data[1]} if data else {}
+        self._waiting_metrics += [
+            Metric(key, value, time_ms, step, **of_model, **of_data) for key, value in new.items()
+        ]
         if time.monotonic() - self._flushed > FLUSH_S:
             self.flush()
 
@@ -152,8 +166,24 @@ class Session:
     def _on_text(self, name: str, text: str) -> None:
         self._store.client.log_text(self._run_id, text, name)
 
-    def _on_model(self, folder: str, epoch: int) -> None:
-        self._store.log_model(self._run_id, Path(folder), epoch)
+    def _on_model(self, folder: str, name: str, epoch: int) -> None:
+        from imageclf.tracking.recorder.served_model import log_served_model
+
+        if self._model_id is None:
+            self._model_id = log_served_model(self._store.client, self._run_id, Path(folder), name=name, epoch=epoch)
+
+    def _on_model_tags(self, values: dict[str, str]) -> None:
+        if self._model_id is not None:
+            self._store.client.set_logged_model_tags(self._model_id, values)
+
+    def _on_registration(self, name: str, accuracy: float, test_sha256: str) -> None:
+        from imageclf.tracking.recorder.registry import register
+
+        if self._model_id is None:
+            raise LookupError("the run has no model")
+        self._notes.append(
+            register(self._store.client, name, self._model_id, accuracy=accuracy, test_sha256=test_sha256)
+        )
 
     def _on_close(self, status: str) -> None:
         self.status = status

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from imageclf.tracking import places
-from imageclf.tracking.channel import Channel, Message
 from imageclf.tracking.client import INCOMPLETE
 from imageclf.tracking.opening import Opening
-from imageclf.tracking.session import FLUSH_S, Session
-from imageclf.tracking.store import Store
+from imageclf.tracking.recorder.channel import Channel, Message
+from imageclf.tracking.recorder.session import FLUSH_S, Session
+from imageclf.tracking.recorder.store import Store
 
 OPENING_S = 120.0
 """Seconds for MLflow's imports, and for a database that another process may be creating."""
@@ -41,7 +41,7 @@ def main() -> None:
 
 def _record(channel: Channel, opening: Opening) -> str:
     """Open the store, write the messages, end the run; returns a sentence for the user."""
-    store = Store()
+    store = Store(of_comparisons=opening.stage == "compare")
     session = _open_session(store, opening, channel)
     if store.remote:
         channel.send(busy_until=time.monotonic())  # from here on, the answers of the server count
@@ -51,7 +51,7 @@ def _record(channel: Channel, opening: Opening) -> str:
         if opening.stage == "train":
             with suppress(Exception):  # recording the model raises it again
                 # Import what recording the model needs, while the net is trained.
-                import imageclf.tracking.served_model  # noqa: F401
+                import imageclf.tracking.recorder.served_model  # noqa: F401
         for message in _messages(channel, session):
             session.handle(message)
     finally:
@@ -67,6 +67,10 @@ def _open_session(store: Store, opening: Opening, channel: Channel) -> Session:
         found = store.interrupted_run(opening) if opening.resumes else None
         return Session(store, found or store.create_run(opening, training=opening.training or ""), channel)
     found = store.find_run(opening)
+    if opening.stage == "sync":
+        found = found or store.unfinished_run(opening)
+        run = found or store.create_run(opening, restored="true", model_sha256=opening.model_sha256)
+        return Session(store, run, channel, restored=True)
     if found is not None:
         return Session(store, found, channel, owner=False)
     run = store.create_run(opening, restored="true", model_sha256=opening.model_sha256)

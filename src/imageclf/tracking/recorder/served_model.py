@@ -8,15 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from mlflow.models import ModelSignature
-from mlflow.pyfunc import log_model
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.models import Model, ModelSignature
+from mlflow.pyfunc import save_model
 from mlflow.types.schema import ColSpec, DataType, Map, Schema, TensorSpec
 from PIL import Image
 
 from imageclf.contracts import model
 from imageclf.contracts.model import ModelSpec
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[2]
 NEEDED = ("contracts", "core", "inference", "models", "preprocess", "training")
 """Folders of the package that the served model imports; MLflow stores a copy of them with the model."""
 
@@ -32,17 +34,33 @@ SIGNATURE = ModelSignature(
 )
 
 
-def log_served_model(folder: Path, epoch: int) -> None:
-    """Log the checkpoint in `folder` to the active run, with the part of the package that serves it."""
+def log_served_model(client: MlflowClient, run_id: str, folder: Path, *, name: str, epoch: int) -> str:
+    """Log the checkpoint in `folder` as a model of the run, and return the model's id.
+
+    `mlflow.pyfunc.log_model` does the same, but then loads the model to try it, which takes two seconds.
+    """
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(experiment, name=name, source_run_id=run_id)
+    written = Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id)
+    with tempfile.TemporaryDirectory() as work:
+        save_served_model(folder, Path(work, "model"), written)
+        client.log_model_artifacts(logged.model_id, str(Path(work, "model")))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=epoch)])
+    return logged.model_id
+
+
+def save_served_model(folder: Path, target: Path, written: Model | None = None) -> None:
+    """Write the checkpoint in `folder` as an MLflow model, with the part of the package that serves it."""
     spec = model.read_spec(folder)
     with tempfile.TemporaryDirectory() as work:
         code = Path(work, PACKAGE.name)
         for name in NEEDED:
             shutil.copytree(PACKAGE / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(PACKAGE / "__init__.py", code)
-        log_model(
-            name="model",
-            step=epoch,
+        save_model(
+            target,
+            mlflow_model=written,
             loader_module="imageclf.inference.served",
             data_path=str(folder),
             code_paths=[str(code)],

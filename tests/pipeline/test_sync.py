@@ -1,0 +1,111 @@
+"""Tests of `imageclf sync`: every DVC experiment gets one complete run in MLflow, here and in a colleague's clone."""
+
+import csv
+import json
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+from project import Project, Run
+
+pytestmark = pytest.mark.pipeline
+EPOCHS = 3
+SYNC = ("imageclf", "sync")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a project with two experiments: `known` is in MLflow; `unknown` was run without MLflow."""
+    made = Project(tmp_path_factory.mktemp("project"), epochs=str(EPOCHS), model="mlp", hidden="8")
+    made.run("dvc", "remote", "add", "-d", "storage", str(tmp_path_factory.mktemp("storage")))
+    made.commit()
+    made.run("dvc", "exp", "run", "-n", "known", "-S", "lr=0.002")
+    made.run("dvc", "exp", "run", "-n", "unknown", "-S", "lr=0.01", "-S", "runtime.tracking=false")
+    made.run("git", "checkout", "HEAD", "params.yaml", "dvc.lock", "metrics", "data")
+    return made
+
+
+def files_of(project: Project, name: str) -> dict[str, str]:
+    """Return the text of the files in git of an experiment, by path."""
+    (commit,) = [
+        line.split()[0]
+        for line in project.run("git", "for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines()
+        if line.endswith(f"/{name}")
+    ]
+    paths = ("metrics/test.json", "metrics/train.json", "metrics/history.csv")
+    return {path: project.run("git", "show", f"{commit}:{path}") for path in paths}
+
+
+def assert_complete(run: Run, files: dict[str, str]) -> None:
+    """Assert that the run has all numbers of an experiment's files, a model, and pictures."""
+    assert run.status == "FINISHED"
+    for key, value in json.loads(files["metrics/test.json"])["test"].items():
+        assert run.metrics[f"test/{key}"][-1] == value
+    for row in ("loss", "accuracy"):
+        assert run.metrics[f"selected/train/{row}"][-1] == json.loads(files["metrics/train.json"])["train"][row]
+    rows = list(csv.DictReader(files["metrics/history.csv"].splitlines()))
+    assert len(rows) == EPOCHS
+    assert run.metrics["epoch/train_loss"] == [pytest.approx(float(row["train_loss"]), rel=1e-5) for row in rows]
+    assert run.model is not None
+    assert (run.model / "MLmodel").is_file()
+    assert (run.artifacts / "plots" / "confusion.png").is_file()
+
+
+def test_an_experiment_without_a_run_gets_one_and_a_second_sync_adds_nothing(project: Project) -> None:
+    assert [run.name for run in project.runs()] == ["known"]
+    assert "2 experiments: 1 were complete in MLflow, 1 recorded now, 0 could not" in project.run(*SYNC)
+    run = project.only_run("unknown")
+    assert_complete(run, files_of(project, "unknown"))
+    assert run.tags["restored"] == "true"
+    assert run.params["lr"] == "0.01"
+    assert "dvc exp apply unknown" in run.tags["mlflow.note.content"]
+    before = project.runs()
+    assert "0 recorded now" in project.run(*SYNC)
+    assert project.runs() == before
+
+
+def test_a_run_that_lost_its_server_is_completed(project: Project) -> None:
+    """As if the server had died after the second epoch: no model, no scores, and a run that was killed."""
+    with sqlite3.connect(project.root / "mlflow.db") as database:
+        ((key,),) = database.execute("select run_uuid from runs where name = 'known'").fetchall()
+        database.execute("delete from metrics where run_uuid = ? and (step > 1 or key not like 'epoch/%')", (key,))
+        database.execute("delete from latest_metrics where run_uuid = ? and key not like 'epoch/%'", (key,))
+        database.execute("delete from tags where run_uuid = ? and key = 'model_sha256'", (key,))
+        database.execute("delete from inputs where source_id = ?", (key,))
+        database.execute("delete from logged_models where source_run_id = ?", (key,))
+        database.execute("update runs set status = 'KILLED' where run_uuid = ?", (key,))
+    assert "1 recorded now" in project.run(*SYNC)
+    assert_complete(project.only_run("known"), files_of(project, "known"))
+
+
+def test_the_run_of_a_removed_experiment_is_tagged(project: Project) -> None:
+    project.run("dvc", "exp", "run", "-n", "short-lived", "-S", "lr=0.003")
+    project.run("git", "checkout", "HEAD", "params.yaml", "dvc.lock", "metrics", "data")
+    project.run("dvc", "exp", "remove", "short-lived")
+    assert "1 runs belong to experiments that no longer exist" in project.run(*SYNC)
+    assert project.only_run("short-lived").tags["dvc.exp.missing"] == "true"
+    assert "dvc.exp.missing" not in project.only_run("known").tags
+
+
+def test_a_colleague_gets_every_experiment_with_its_scores(project: Project, tmp_path: Path) -> None:
+    project.run("dvc", "repro")
+    project.commit()
+    project.run("git", "init", "-q", "--bare", str(tmp_path / "central"))
+    project.run("git", "remote", "add", "origin", str(tmp_path / "central"))
+    project.run("git", "push", "-q", "origin", "main")
+    project.run("dvc", "push")
+    project.run("dvc", "exp", "push", "origin", "-A")
+
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "-b", "main", str(tmp_path / "central"), str(clone)], check=True)
+    theirs = object.__new__(Project)
+    theirs.root = clone
+    for key, value in (("user.name", "colleague"), ("user.email", "colleague@example.org")):
+        theirs.run("git", "config", key, value)
+    theirs.run("dvc", "pull")
+    assert theirs.stages_run(theirs.run("dvc", "repro")) == []
+    theirs.run("dvc", "exp", "pull", "origin", "-A")
+    theirs.run(*SYNC)
+    for name in ("known", "unknown"):
+        assert_complete(theirs.only_run(name), files_of(project, name))
