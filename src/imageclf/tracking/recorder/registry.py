@@ -7,8 +7,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 ALIAS = "champion"
-ACCURACY, TEST_DATA = "test_accuracy", "test_sha256"
-"""Tags of a version: the accuracy on the test split, and the SHA-256 of its images and targets."""
+ACCURACY, TEST_DATA, MODEL = "test_accuracy", "test_sha256", "model_id"
+"""Tags of a version: the accuracy on the test split, the SHA-256 of its images and targets, and the model's id."""
 
 
 def register(client: MlflowClient, name: str, model_id: str, *, accuracy: float, test_sha256: str) -> str:
@@ -19,13 +19,13 @@ def register(client: MlflowClient, name: str, model_id: str, *, accuracy: float,
     with suppress(MlflowException):  # it exists; if the registry fails, the next call raises the error
         client.create_registered_model(name)
     logged = client.get_logged_model(model_id)
-    tags = {ACCURACY: repr(accuracy), TEST_DATA: test_sha256}
-    known = [each for each in client.search_model_versions(f"name = '{name}'") if each.model_id == model_id]
+    tags = {ACCURACY: repr(accuracy), TEST_DATA: test_sha256, MODEL: model_id}
+    known = [each for each in client.search_model_versions(f"name = '{name}'") if each.tags.get(MODEL) == model_id]
     new = (
         known[0]
         if known
         else client.create_model_version(
-            name, f"models:/{model_id}", run_id=logged.source_run_id, tags=tags, model_id=model_id
+            name, logged.artifact_location, run_id=logged.source_run_id, tags=tags, model_id=model_id
         )
     )
     champion = _champion(client, name)

@@ -1,12 +1,16 @@
-"""Tests of `imageclf sync`: every DVC experiment gets one complete run in MLflow, here and in a colleague's clone."""
+"""Tests of the record in MLflow as people see it: in its pages, after `imageclf sync`, and in a colleague's clone."""
 
 import csv
 import json
+import os
 import sqlite3
 import subprocess
 from pathlib import Path
 
+import browser
+import mlflow_server
 import pytest
+from browser import needs_browser
 from project import Project, Run
 
 pytestmark = pytest.mark.pipeline
@@ -86,6 +90,46 @@ def test_the_run_of_a_removed_experiment_is_tagged(project: Project) -> None:
     assert "1 runs belong to experiments that no longer exist" in project.run(*SYNC)
     assert project.only_run("short-lived").tags["dvc.exp.missing"] == "true"
     assert "dvc.exp.missing" not in project.only_run("known").tags
+
+
+@needs_browser
+def test_the_pages_of_mlflow_show_scores_curves_models_and_pictures(project: Project, tmp_path: Path) -> None:
+    """Set IMAGECLF_SCREENSHOTS to a folder to keep a picture of each page."""
+    pictures = os.environ.get("IMAGECLF_SCREENSHOTS")
+    with sqlite3.connect(project.root / "mlflow.db") as database:
+        runs = dict(database.execute("select name, run_uuid from runs where name in ('known', 'unknown')").fetchall())
+        models = database.execute("select model_id from logged_models where source_run_id = ?", (runs["unknown"],))
+        ((model,),) = models.fetchall()
+
+    def page(window: browser.Browser, name: str, address: str, *texts: str) -> str:
+        window.open("about:blank")
+        window.open(f"{server}/#/experiments/1/{address}")
+        for text in texts:
+            window.wait_for(f"document.body.innerText.includes({json.dumps(text)})")
+        if pictures:
+            Path(pictures, f"mlflow-{name}.png").write_bytes(window.screenshot())
+        return window.run("return document.body.innerText")
+
+    with mlflow_server.server(project.root) as server, browser.opened(tmp_path) as window:
+        table = page(
+            window, "table", "runs?workflowType=machine_learning&viewStateShareKey=scores", "test/accuracy", "unknown"
+        )
+        accuracies = [project.only_run(name).metrics["test/accuracy"][-1] for name in ("known", "unknown")]
+        best_first = sorted(("known", "unknown"), key=lambda name: -accuracies[name == "unknown"])
+        assert [line for line in table.splitlines() if line in best_first] == best_first
+        assert str(max(accuracies))[:8] in table
+        run = runs["unknown"]
+        page(window, "run", f"runs/{run}", "Description", "dvc exp apply unknown", "mlp-digits")
+        charts = page(window, "charts", f"runs/{run}/model-metrics", "train_loss", "selected/train")
+        assert charts.index("train_loss") < charts.index("selected/train")
+        window.wait_for("document.querySelectorAll('.js-plotly-plot .scatterlayer path').length > 4")
+        page(window, "model", f"models/{model}", "mlp-digits", "Model card", "digits-test", "test/accuracy")
+        page(window, "picture", f"runs/{run}/artifacts/plots/training.png", "training.png")
+        window.wait_for("[...document.images].some(image => image.naturalWidth == 1000)")
+        both = json.dumps([runs["known"], runs["unknown"]])
+        window.open(f"{server}/#/compare-runs?runs={both}&experiments=[%221%22]")
+        window.wait_for("document.body.innerText.includes('Comparing 2 Runs from 1 Experiment')")
+        window.wait_for("document.body.innerText.includes('0.01')")
 
 
 def test_a_colleague_gets_every_experiment_with_its_scores(project: Project, tmp_path: Path) -> None:
