@@ -1,29 +1,65 @@
-"""A real `mlflow server`, and a proxy in front of it that can be slow, silent, broken or closed."""
+"""A real `mlflow server`, on SQLite or PostgreSQL, and a proxy in front of it that can be slow, silent or closed."""
 
 import http.client
 import http.server
+import importlib.util
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
+import pytest
 from project import clean_environment
 
 from benchmarks.served import free_port, running
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """Yield the address of a server whose database and artifacts are in `folder`."""
+def server(folder: Path, store: str = "sqlite:///mlflow.db") -> Iterator[str]:
+    """Yield the address of a server whose artifacts, and by default its database, are in `folder`."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", "sqlite:///mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
+    command += ["--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
     settings = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with running(command, f"{address}/health", folder, {**clean_environment(), **settings}):
         yield address
+
+
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+needs_postgresql = pytest.mark.skipif(
+    not PROGRAMS or importlib.util.find_spec("psycopg") is None,
+    reason="needs PostgreSQL (Debian: postgresql) and `uv sync --group server`",
+)
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """Yield the address of a new PostgreSQL database, which only this machine can reach."""
+    folder, port = Path(tempfile.mkdtemp()), free_port()
+    shutil.chown(folder, *(["postgres"] if os.geteuid() == 0 else [os.geteuid()]))
+    command = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []  # it refuses to run as root
+    initdb = [*command, str(PROGRAMS[-1]), "-D", str(folder), "-U", "mlflow", "-A", "trust", "--no-sync"]
+    subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL)
+    server = [*command, str(PROGRAMS[-1].with_name("postgres")), "-D", str(folder), "-p", str(port), "-k", ""]
+    process = subprocess.Popen([*server, "-h", "127.0.0.1", "-c", "fsync=off"], stderr=subprocess.DEVNULL)
+    try:
+        isready = [str(PROGRAMS[-1].with_name("pg_isready")), "-h", "127.0.0.1", "-p", str(port)]
+        while subprocess.run(isready, check=False, stdout=subprocess.DEVNULL).returncode:
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(folder)
 
 
 class Proxy:
