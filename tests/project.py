@@ -46,6 +46,15 @@ class Project:
             self.run("dvc", "config", "--local", "cache.dir", str(cache))
         self.commit()
 
+    def cloned(self, root: Path) -> "Project":
+        """Return a clone by git, as a colleague gets it: without cache, database and local settings."""
+        subprocess.run(["git", "clone", "-q", str(self.root), str(root)], check=True)
+        clone = object.__new__(Project)
+        clone.root = root
+        clone.run("git", "config", "user.name", "colleague")
+        clone.run("git", "config", "user.email", "colleague@example.org")
+        return clone
+
     def set(self, **params: str) -> None:
         """Change top-level keys of params.yaml."""
         path = self.root / "params.yaml"

@@ -135,18 +135,13 @@ def test_the_pages_of_mlflow_show_scores_curves_models_and_pictures(project: Pro
 def test_a_colleague_gets_every_experiment_with_its_scores(project: Project, tmp_path: Path) -> None:
     project.run("dvc", "repro")
     project.commit()
-    project.run("git", "init", "-q", "--bare", str(tmp_path / "central"))
+    subprocess.run(["git", "clone", "-q", "--bare", str(project.root), str(tmp_path / "central")], check=True)
     project.run("git", "remote", "add", "origin", str(tmp_path / "central"))
-    project.run("git", "push", "-q", "origin", "main")
     project.run("dvc", "push")
     project.run("dvc", "exp", "push", "origin", "-A")
 
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "-q", "-b", "main", str(tmp_path / "central"), str(clone)], check=True)
-    theirs = object.__new__(Project)
-    theirs.root = clone
-    for key, value in (("user.name", "colleague"), ("user.email", "colleague@example.org")):
-        theirs.run("git", "config", key, value)
+    theirs = project.cloned(tmp_path / "clone")
+    theirs.run("git", "remote", "set-url", "origin", str(tmp_path / "central"))
     theirs.run("dvc", "pull")
     assert theirs.stages_run(theirs.run("dvc", "repro")) == []
     theirs.run("dvc", "exp", "pull", "origin", "-A")
