@@ -70,7 +70,7 @@ def test_an_experiment_without_a_run_gets_one_and_a_second_sync_adds_nothing(pro
 
 
 def test_a_run_that_lost_its_server_is_completed(project: Project) -> None:
-    """As if the server had died after the second epoch: no model, no scores, and a run that was killed."""
+    """The run is made that of a server that died after the first epoch: killed, without model and scores."""
     with sqlite3.connect(project.root / "mlflow.db") as database:
         ((key,),) = database.execute("select run_uuid from runs where name = 'known'").fetchall()
         database.execute("delete from metrics where run_uuid = ? and (step > 1 or key not like 'epoch/%')", (key,))

@@ -1,4 +1,4 @@
-"""What all pictures have in common: the figure with its fonts, its file, and a grid of images."""
+"""Parts of all pictures: the figure with its fonts, its file, and a grid of images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -119,8 +119,9 @@ def restored(each: Finished) -> Iterator[None]:
 def record(each: Finished, repository: Path) -> None:
     """Complete the run of an experiment, or create it."""
     newest = yaml12.read(paths.PARAMS)
-    with restored(each):
-        settings = params.validate({**newest, **yaml12.read(paths.PARAMS)}, f"params.yaml of {each}")
+    with restored(each):  # the experiment may be older than some parameters
+        values = {**newest, **yaml12.read(paths.PARAMS), "runtime": newest["runtime"]}
+        settings = params.validate(values, f"params.yaml of {each}")
         data, spec = dataset.read_manifest(paths.PROCESSED), model.read_spec(paths.MODEL)
         scores = json.loads(paths.TEST_SCORES.read_text(encoding="utf-8"))["test"]
         opening = Opening(

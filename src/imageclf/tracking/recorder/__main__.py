@@ -52,8 +52,9 @@ def _record(channel: Channel, opening: Opening) -> str:
             with suppress(Exception):  # recording the model raises it again
                 # Import what recording the model needs, while the net is trained.
                 import imageclf.tracking.recorder.served_model  # noqa: F401
-        for message in _messages(channel, session):
-            session.handle(message)
+        with store.system_metrics(session.run_id):
+            for message in _messages(channel, session):
+                session.handle(message)
     finally:
         session.end()
     if opening.training and session.status == "FINISHED":

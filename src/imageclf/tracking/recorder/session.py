@@ -35,7 +35,7 @@ class Session:
     ) -> None:
         self.status = "KILLED"  # until the stage sends another one
         self._store, self._channel = store, channel
-        self._run_id: str = run.info.run_id
+        self.run_id: str = run.info.run_id
         models = run.outputs.model_outputs if run.outputs else []
         self._model_id: str | None = models[-1].model_id if models else None
         self._notes: list[str] = []
@@ -48,14 +48,14 @@ class Session:
         """First error of each kind of message."""
         self._interrupted = self._in_call = False
         self._flushed = time.monotonic()
-        self._lock = filelock.FileLock(store.locks / f"run-{self._run_id}.lock") if owner else None
+        self._lock = filelock.FileLock(store.locks / f"run-{self.run_id}.lock") if owner else None
         self._written: set[tuple[str, int]] = set()
         """Name and step of the metrics in the run: a resumed training sends all of its epochs again."""
         if self._lock:
             self._lock.acquire()  # the recorder of a killed stage may still be writing
-            store.client.update_run(self._run_id, status="RUNNING")
-            for name in store.client.get_run(self._run_id).data.metrics:
-                history = store.client.get_metric_history(self._run_id, name)
+            store.client.update_run(self.run_id, status="RUNNING")
+            for name in store.client.get_run(self.run_id).data.metrics:
+                history = store.client.get_metric_history(self.run_id, name)
                 self._written |= {(name, metric.step) for metric in history}
 
     def handle(self, message: Message) -> None:
@@ -75,7 +75,7 @@ class Session:
         self._flushed = time.monotonic()
         with self._keep_error("metrics"):
             while self._waiting_metrics:
-                self._store.client.log_batch(self._run_id, metrics=self._waiting_metrics[:METRICS_PER_CALL])
+                self._store.client.log_batch(self.run_id, metrics=self._waiting_metrics[:METRICS_PER_CALL])
                 del self._waiting_metrics[:METRICS_PER_CALL]
             self._errors.pop("metrics", None)
 
@@ -109,7 +109,7 @@ class Session:
     def result(self) -> str:
         """Return a sentence for the user: how to view the run, or what MLflow did not store and why."""
         if not self._errors:
-            where = self._store.how_to_view(self._run_id if self._lock else None)
+            where = self._store.how_to_view(self.run_id if self._lock else None)
             return "; ".join([f"tracking: recorded as {self._name!r}", *self._notes, where])
         reason = places.explain(next(iter(self._errors.values())), self._store.uri)
         return (
@@ -120,19 +120,19 @@ class Session:
         """Write the waiting metrics and, as the owner, the status of the run."""
         self.flush()
         if self._lock:
-            self._store.client.set_terminated(self._run_id, self.status, self._ended_ms)
+            self._store.client.set_terminated(self.run_id, self.status, self._ended_ms)
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 
     def _on_params(self, values: dict[str, str]) -> None:
         from mlflow.entities import Param
 
-        self._store.client.log_batch(self._run_id, params=[Param(*pair) for pair in values.items()])
+        self._store.client.log_batch(self.run_id, params=[Param(*pair) for pair in values.items()])
 
     def _on_tags(self, values: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._store.client.log_batch(self._run_id, tags=[RunTag(*pair) for pair in values.items()])
+        self._store.client.log_batch(self.run_id, tags=[RunTag(*pair) for pair in values.items()])
         self._name = values.get("mlflow.runName", self._name)  # MLflow renames the run by this tag
 
     def _on_datasets(self, datasets: list[dict[str, str]]) -> None:
@@ -145,7 +145,7 @@ class Session:
             )
             for each in datasets
         ]
-        self._store.client.log_inputs(self._run_id, inputs)
+        self._store.client.log_inputs(self.run_id, inputs)
 
     def _on_metrics(self, values: dict[str, float], step: int, time_ms: int, data: tuple[str, str] | None) -> None:
         from mlflow.entities import Metric
@@ -161,16 +161,16 @@ class Session:
 
     def _on_artifacts(self, files: list[str], folder: str | None) -> None:
         for file in files:
-            self._store.client.log_artifact(self._run_id, file, folder)
+            self._store.client.log_artifact(self.run_id, file, folder)
 
     def _on_text(self, name: str, text: str) -> None:
-        self._store.client.log_text(self._run_id, text, name)
+        self._store.client.log_text(self.run_id, text, name)
 
     def _on_model(self, folder: str, name: str, epoch: int) -> None:
         from imageclf.tracking.recorder.served_model import log_served_model
 
         if self._model_id is None:
-            self._model_id = log_served_model(self._store.client, self._run_id, Path(folder), name=name, epoch=epoch)
+            self._model_id = log_served_model(self._store.client, self.run_id, Path(folder), name=name, epoch=epoch)
 
     def _on_model_tags(self, values: dict[str, str]) -> None:
         if self._model_id is not None:
