@@ -117,7 +117,7 @@ def test_metrics_params_and_status_arrive(bare: Path) -> None:
 def test_the_use_of_the_machine_is_recorded_on_request(root: Path) -> None:
     settings = {"MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.1"}
     settings["MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING"] = "1"
-    finish(start(SCRIPT + "    import time\n    time.sleep(6)\n", **settings))
+    finish(start(SCRIPT + "    import time\n    time.sleep(6)\n", None, **settings))
     query = "select key, count(*) from metrics where key like 'system/%' group by key order by key"
     found = rows(root, query)
     assert "system/cpu_utilization_percentage" in [name for name, _ in found]
