@@ -83,10 +83,8 @@ class Store:
         if found.lifecycle_stage != "active":
             self.client.restore_experiment(found.experiment_id)
         places.update_locations(self.uri, found.artifact_location)
-        if not of_comparisons:
-            for key, value in views.TAGS.items():
-                if key not in found.tags:  # an experiment of an older version, or the user's own
-                    self.client.set_experiment_tag(found.experiment_id, key, value)
+        if not of_comparisons and views.VIEW_TAG not in found.tags:  # of an older version, or the user's own
+            self.client.set_experiment_tag(found.experiment_id, views.VIEW_TAG, views.TAGS[views.VIEW_TAG])
         return found.experiment_id
 
     def _create_experiment(self, name: str, tags: dict[str, str]) -> str:

@@ -3,7 +3,9 @@
 import json
 
 KEY = "scores"
-"""Name of the view, in the address and in the tag of the experiment that holds it."""
+"""Name of the view, in the address."""
+VIEW_TAG = f"mlflow.sharedViewState.{KEY}"
+"""Tag of the experiment that holds the view."""
 
 COLUMNS = ["test/accuracy", "selected/val/accuracy", "test/gap"]
 PARAMETERS = ["dataset", "model", "lr", "epochs", "seed"]
@@ -24,7 +26,7 @@ TAGS = {
         "of the selected epoch (`selected/*`) and of the test split (`test/*`), plots and the model. A run has the "
         "name of its DVC experiment: `uv run dvc exp apply NAME` brings back its files."
     ),
-    f"mlflow.sharedViewState.{KEY}": json.dumps(VIEW),
+    VIEW_TAG: json.dumps(VIEW),
 }
 """Tags of the MLflow experiment with the trainings."""
 
