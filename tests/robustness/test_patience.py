@@ -15,9 +15,9 @@ STUCK: dict[str, Any] = {"epochs": "50", "patience": "3", "schedule": "constant"
 KILLED_BEFORE_WRITING = """
 import os
 
-from imageclf.contracts import history
+from imageclf.contracts import model
 
-history.write = lambda *_: os._exit(9)
+model.write = lambda *_: os._exit(9)
 """
 
 
@@ -47,6 +47,7 @@ def test_a_training_that_was_killed_after_its_last_epoch_ends_there(prepared: Pa
     site.mkdir()
     (site / "sitecustomize.py").write_text(KILLED_BEFORE_WRITING)
     assert run_stage(prepared, "train", environment={"PYTHONPATH": f"{site}:{ROOT}"}).code == 9
+    assert epochs_of(prepared) == ["1", "2", "3", "4"]  # written while the net was trained
     result = run_stage(prepared, "train")
     assert result.code == 0, result.output
     assert "resuming at epoch 5" in result.output
