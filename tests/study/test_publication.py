@@ -36,7 +36,16 @@ def test_the_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     references = {"a": Reference(0.9801, 0.0008, 3), "b": Reference(0.99)}
     out = publish(tmp_path, groups, comparison.pairs(groups), references)
     text = (out / "a.b.md").read_text()
-    assert capsys.readouterr().out == text + "\n"
+    printed = capsys.readouterr().out.splitlines()
+    squeezed = [" ".join(line.split()) for line in printed[2:5]]
+    assert squeezed == [
+        "test accuracy 95% interval n train accuracy gap test loss epochs reference verdict",
+        "a 98.01 ± 0.08 97.81 to 98.21 3 99.01 ± 0.08 1.00 ± 0.00 0.2000 5 98.01 ± 0.08 (n=3) reached",
+        "b 97.99 1 98.99 1.00 0.2000 5 99.00 below",
+    ]
+    assert len({len(line) for line in printed[2:5]}) == 1
+    assert "below: the mean is more than two standard errors below the reference" in printed
+    assert printed[-1] == "wrote out/a.b.md, out/a.b.json, out/a.b.png".replace("out/", f"{tmp_path}/out/")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1
     reference = "98.01 ± 0.08 (n=3) | reached |"

@@ -20,6 +20,9 @@ from imageclf.tracking import client as tracking
 from imageclf.tracking import events
 from imageclf.tracking.opening import Opening
 
+BELOW = "below"
+"""The verdict of `results.verdict` for a recipe that does not reach its reference."""
+
 
 def publish(compared: Comparison, out: Path) -> None:
     """Write `out`.md, .json and .png, print the page, and record all in MLflow with the seconds of each training."""
@@ -57,22 +60,13 @@ def _write_page(compared: Comparison, out: Path) -> None:
     text, plot = as_markdown(compared, _path(out, "png").name), _path(out, "png")
     files.write_text(_path(out, "md"), text)
     plots.draw(plot, compared)
-    print(text)
+    print(as_text(compared))
+    print("wrote", ", ".join(str(_path(out, kind)) for kind in ("md", "json", "png")))
 
 
 def as_markdown(compared: Comparison, plot: str) -> str:
     """Return the page: the table, the differences from the recipes, a sentence for each pair, the plot, and notes."""
-    header = ["", "test accuracy", f"{CONFIDENCE_LEVEL:.0%} interval", "n", "train accuracy", "gap", "test loss"]
-    header += ["epochs", "train s"]
-    rows = [_row(group, compared.seconds) for group in compared.groups]
-    rows += [[name, *[""] * (len(header) - 1)] for name in compared.not_measured]
-    names = [row[0] for row in rows]
-    if compared.differences or compared.not_measured or any(name in compared.references for name in names):
-        header += ["reference", "verdict"]
-        verdicts = [results.verdict(group, compared) for group in compared.groups]
-        verdicts += ["not yet measured"] * len(compared.not_measured)
-        for row, verdict in zip(rows, verdicts, strict=True):
-            row += [_reference_text(compared.references.get(row[0])), verdict]
+    header, *rows = table(compared)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     parts = [
         f"# {compared.title}",
@@ -84,6 +78,36 @@ def as_markdown(compared: Comparison, plot: str) -> str:
         compared.note,
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def as_text(compared: Comparison) -> str:
+    """Return the table in aligned columns, without the empty ones, and the sentences, for a terminal."""
+    columns = [column for column in zip(*table(compared), strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        for line in zip(*columns, strict=True)
+    ]
+    sentences = [comparison.sentence(pair) for pair in compared.pairs]
+    if BELOW in columns[-1]:
+        sentences.append(f"{BELOW}: the mean is more than two standard errors below the reference")
+    return "\n".join([compared.title, "", *lines, "", *sentences, other_parameters(compared.differences)]).rstrip()
+
+
+def table(compared: Comparison) -> list[list[str]]:
+    """Return the cells of the table, the headings first."""
+    header = ["", "test accuracy", f"{CONFIDENCE_LEVEL:.0%} interval", "n", "train accuracy", "gap", "test loss"]
+    header += ["epochs", "train s"]
+    rows = [_row(group, compared.seconds) for group in compared.groups]
+    rows += [[name, *[""] * (len(header) - 1)] for name in compared.not_measured]
+    names = [row[0] for row in rows]
+    if compared.differences or compared.not_measured or any(name in compared.references for name in names):
+        header += ["reference", "verdict"]
+        verdicts = [results.verdict(group, compared) for group in compared.groups]
+        verdicts += ["not yet measured"] * len(compared.not_measured)
+        for row, verdict in zip(rows, verdicts, strict=True):
+            row += [_reference_text(compared.references.get(row[0])), verdict]
+    return [header, *rows]
 
 
 def other_parameters(differences: Mapping[str, Differences]) -> str:
