@@ -23,14 +23,24 @@ NO_NAMES = fonts.Labels([], ["sans-serif"], [])
 
 @contextmanager
 def opened(
-    rows: int, columns: int, size: tuple[float, float], shown: fonts.Labels = NO_NAMES
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    shown: fonts.Labels = NO_NAMES,
+    margins: dict[str, float] | None = None,
 ) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield a figure and its axes. The figure has a note if some classes are shown as numbers."""
+    """Yield a figure and its axes. The figure has a note if some classes are shown as numbers.
+
+    `margins` are those of `Figure.subplots_adjust`. Without them, matplotlib finds room for all texts, which takes
+    half a second for many axes.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # importing pyplot takes twice as long
 
     with rc_context({"font.family": shown.families}):
-        drawn = Figure(figsize=size, layout="constrained")
+        drawn = Figure(figsize=size, layout=None if margins else "constrained")
+        if margins:
+            drawn.subplots_adjust(**margins)
         if shown.numbered:
             drawn.supxlabel("#0 is the first class in per_class.csv", fontsize=8)
         yield drawn, list(np.ravel(drawn.subplots(rows, columns)))

@@ -15,7 +15,7 @@ from imageclf.evaluation.quality import Calibration, PerClass
 MOST_LABELS = 140
 """Maximum number of class names on an axis of the largest confusion plot: 16 pixels each."""
 
-LONGEST_LABEL, LONGEST_TITLE = 30, 24
+LONGEST_LABEL, LONGEST_TITLE = 30, 20
 """Maximum number of columns of a name on an axis of the confusion plot, and above an image."""
 
 MOST_ROWS, SAMPLES = 20, 8
@@ -24,7 +24,7 @@ MOST_ROWS, SAMPLES = 20, 8
 MOST_IMAGES = 10_000
 """Train images of which the picture of the data is made."""
 
-PICTURES, MOST_BARS, HIGHEST, LONGEST_BAR = 8, 10, 5, 12
+PICTURES, MOST_BARS, HIGHEST, LONGEST_BAR = 8, 10, 5, 10
 """Images of a picture, classes whose bars are all shown, bars shown otherwise, and columns of a name next to a bar."""
 
 INCHES_PER_COLUMN = 0.085
@@ -77,7 +77,10 @@ def plot_predictions(
         return
     columns = min(len(images), PICTURES // 2)
     rows = math.ceil(len(images) / columns)
-    with figure.opened(2 * rows, columns, (2 * columns, 3.2 * rows), shown) as (drawn, axes):
+    size = (2 * columns, 3.5 * rows)
+    margins = {"left": 0.65 / size[0], "right": 1 - 0.15 / size[0], "wspace": 0.5, "hspace": 0.45}
+    margins |= {"bottom": 0.25 / size[1], "top": 1 - 0.45 / size[1]}
+    with figure.opened(2 * rows, columns, size, shown, margins) as (drawn, axes):
         for place in axes:
             place.axis("off")
         for index, (image, label, row) in enumerate(zip(images, labels, probabilities, strict=False)):
