@@ -83,8 +83,10 @@ def evaluated(
     """Record the scores, tables and plots of the test split; register the model if `registered_model` is set."""
     recorder.metrics(flatten({"test": scores}), epoch, of_model_on=descriptions.datasets(settings, data)["test"])
     recorder.tags({NOTE: descriptions.of_run(settings, data, recorder.experiment, scores)})
-    recorder.model_tags({NOTE: descriptions.shortened(paths.MODEL_CARD.read_text(encoding="utf-8"))})
-    recorder.artifacts([paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD, paths.DATA_REPORT])
+    if paths.MODEL_CARD.exists():  # `imageclf sync` also records experiments of older versions
+        recorder.model_tags({NOTE: descriptions.shortened(paths.MODEL_CARD.read_text(encoding="utf-8"))})
+    tables = [paths.TEST_SCORES, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD, paths.DATA_REPORT]
+    recorder.artifacts([path for path in tables if path.exists()])
     recorder.artifacts(sorted(paths.PLOTS.glob("*.png")), folder="plots")
     if settings.runtime.registered_model is not None:
         test_sha256 = ",".join(data.files[name] for name in split_files("test"))

@@ -35,8 +35,8 @@ MISSING = "dvc.exp.missing"
 """Tag of a run whose DVC experiment no longer exists in this repository."""
 ROUNDED = 1e-5
 """Relative difference of a number in MLflow and in history.csv, which has six digits."""
-NEEDED = [paths.MODEL, paths.PROCESSED / dataset.MANIFEST, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD]
-NEEDED += [paths.DATA_REPORT, paths.PLOTS]
+IN_CACHE = [paths.MODEL, paths.PROCESSED / dataset.MANIFEST, paths.PREDICTIONS, paths.PER_CLASS, paths.MODEL_CARD]
+IN_CACHE += [paths.DATA_REPORT, paths.PLOTS]
 """Outputs in DVC's cache that a run holds. Those in git are `IN_GIT`."""
 IN_GIT = [paths.PARAMS, paths.HISTORY, paths.TRAIN_SCORES, paths.TEST_SCORES]
 
@@ -95,7 +95,7 @@ def is_complete(run: "Run | None", each: Finished) -> bool:
 def restored(each: Finished) -> Iterator[None]:
     """Put the outputs of an experiment into a temporary folder, and make it the working directory.
 
-    Raises `UserError` if some are not in DVC's cache.
+    An experiment of an older version has fewer outputs. Raises `UserError` if some are not in DVC's cache.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -103,11 +103,12 @@ def restored(each: Finished) -> Iterator[None]:
 
     files = DVCFileSystem(rev=each.commit)
     with tempfile.TemporaryDirectory(prefix="imageclf-") as work:
-        for path in [*IN_GIT, *NEEDED]:
+        for path in [*IN_GIT, *IN_CACHE]:
             target = Path(work, path)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                files.get(str(path), str(target), recursive=True)
+                if files.exists(str(path)):
+                    files.get(str(path), str(target), recursive=True)
             except (DvcException, DataIndexError, OSError):
                 raise UserError(
                     f"{each}: {path} is not in DVC's cache; `uv run dvc exp pull origin {each}`, or run it again"

@@ -4,13 +4,14 @@ Each training has one run. `evaluate` finds it by the SHA-256 of the weights and
 `busy_until` as long as the stage should wait for it and, when it is done, `end`: one sentence for the user.
 """
 
+import os
 import queue
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from imageclf.tracking import places
 from imageclf.tracking.client import INCOMPLETE
@@ -52,7 +53,7 @@ def _record(channel: Channel, opening: Opening) -> str:
             with suppress(Exception):  # recording the model raises it again
                 # Import what recording the model needs, while the net is trained.
                 import imageclf.tracking.recorder.served_model  # noqa: F401
-        with store.system_metrics(session.run_id):
+        with _system_metrics(store, session.run_id):
             for message in _messages(channel, session):
                 session.handle(message)
     finally:
@@ -60,6 +61,24 @@ def _record(channel: Channel, opening: Opening) -> str:
     if opening.training and session.status == "FINISHED":
         store.forget_interruption(opening)
     return session.result()
+
+
+@contextmanager
+def _system_metrics(store: Store, run_id: str) -> Iterator[None]:
+    """Record the use of processor, memory and GPU inside the context, if MLflow's variable asks for it."""
+    if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() not in {"1", "true"}:
+        yield
+        return
+    import mlflow
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    mlflow.set_tracking_uri(store.uri)
+    monitor = SystemMetricsMonitor(run_id)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def _open_session(store: Store, opening: Opening, channel: Channel) -> Session:

@@ -5,8 +5,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,23 +157,6 @@ class Store:
     def _note(self, opening: Opening) -> Path:
         """Return the file with the id of the run of a training."""
         return self.locks / f"training-{opening.training}"
-
-    @contextmanager
-    def system_metrics(self, run_id: str) -> Iterator[None]:
-        """Record the use of processor, memory and GPU inside the context, if MLflow's variable asks for it."""
-        if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "").lower() not in {"1", "true"}:
-            yield
-            return
-        import mlflow
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        mlflow.set_tracking_uri(self.uri)
-        monitor = SystemMetricsMonitor(run_id)
-        monitor.start()
-        try:
-            yield
-        finally:
-            monitor.finish()
 
     def find_run(self, opening: Opening) -> "Run | None":
         """Return the newest run with this model, of this DVC experiment if there is one; None if not found."""
