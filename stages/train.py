@@ -116,6 +116,9 @@ def train(
         for epoch in fitted_epochs(state, options, machine, data, train=batches, val=scored.get("val")):
             history.write(paths.HISTORY, state.epochs[: epoch.number])
             events.epoch_ended(recorder, epoch)
+            if machine.log_model_every and state.ends(epoch) and epoch.number % machine.log_model_every == 0:
+                weights = net.state_dict()
+                events.epoch_model(recorder, replace(spec, epoch=epoch.number), weights, data, machine.keep_models)
     return write(state, options, data, spec, scored)
 
 

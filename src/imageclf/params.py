@@ -161,6 +161,8 @@ class RuntimeParams(_Strict):
     mirror: Annotated[str, Field(min_length=1)] | None
     tracking: bool
     registered_model: Annotated[str, Field(pattern=r"^[^/:]+$")] | None
+    log_model_every: Count | None
+    keep_models: Count
     checkpoint_minutes: Annotated[float, Field(gt=0)]
 
 

@@ -11,7 +11,7 @@ import browser
 import mlflow_server
 import pytest
 from browser import needs_browser
-from project import Project, Run
+from project import Project, Run, local_path
 
 pytestmark = pytest.mark.pipeline
 EPOCHS = 3
@@ -67,6 +67,39 @@ def test_an_experiment_without_a_run_gets_one_and_a_second_sync_adds_nothing(pro
     before = project.runs()
     assert "0 recorded now" in project.run(*SYNC)
     assert project.runs() == before
+
+
+def test_the_models_of_the_last_epochs_are_recorded_on_request(project: Project) -> None:
+    settings = ["-S", "runtime.log_model_every=1", "-S", f"runtime.keep_models={EPOCHS - 1}"]
+    project.run("dvc", "exp", "run", "-n", "epochs", "-S", "lr=0.005", *settings)
+    spec = json.loads((project.root / "data/model/model.json").read_text())
+    project.run("git", "checkout", "HEAD", "params.yaml", "dvc.lock", "metrics", "data")
+    with sqlite3.connect(project.root / "mlflow.db") as database:
+        ((run,),) = database.execute("select run_uuid from runs where name = 'epochs'").fetchall()
+        models = database.execute(
+            "select name, model_id, artifact_location from logged_models "
+            "where source_run_id = ? and lifecycle_stage = 'active' order by name",
+            (run,),
+        ).fetchall()
+        accuracies = dict(
+            database.execute(
+                "select model_id, metric_value from logged_model_metrics where metric_name = 'test/accuracy'"
+            )
+        )
+        losses = database.execute(
+            "select metric_step from logged_model_metrics where metric_name = 'epoch/val_loss' and run_id = ?", (run,)
+        ).fetchall()
+    assert [name for name, _, _ in models] == ["mlp-digits", "mlp-epoch-2", "mlp-epoch-3"]
+    _, *of_epochs = models
+    assert [model in accuracies for _, model, _ in models] == [True, False, False]
+    assert sorted(losses) == [(1,), (2,), (3,)]
+    assert len(project.only_run("epochs").metrics["epoch/val_loss"]) == EPOCHS
+    by_epoch = {}
+    for name, _, location in of_epochs:
+        text = (local_path(location) / "data/model/model.json").read_text()
+        by_epoch[int(name.rpartition("-")[2])] = json.loads(text)["weights_sha256"]
+    assert len(set(by_epoch.values())) == len(by_epoch) == EPOCHS - 1
+    assert by_epoch[spec["epoch"]] == spec["weights_sha256"]
 
 
 def test_a_run_that_lost_its_server_is_completed(project: Project) -> None:

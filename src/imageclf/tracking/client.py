@@ -12,6 +12,7 @@ import math
 import os
 import queue
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -112,6 +113,12 @@ class Recorder:
     def model(self, folder: Path, name: str, epoch: int) -> None:
         """Record the checkpoint in `folder`, which is that of `epoch`, as an MLflow model with this name."""
         self._send("model", folder=str(folder.absolute()), name=name, epoch=epoch)
+
+    def epoch_model(self, folder: Path, name: str, epoch: int, keep: int) -> None:
+        """Record the checkpoint in `folder`, then delete the folder, and all such models but the newest `keep`."""
+        if self._process is None:
+            shutil.rmtree(folder)
+        self._send("epoch_model", folder=str(folder), name=name, epoch=epoch, keep=keep)
 
     def model_tags(self, values: dict[str, str]) -> None:
         """Record tags of the run's model."""

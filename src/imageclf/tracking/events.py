@@ -4,11 +4,13 @@ A change here retrains nothing: `dvc.yaml` does not list this folder.
 """
 
 import json
+import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imageclf.contracts import history
+from imageclf.contracts import history, model
 from imageclf.contracts.dataset import split_files
 from imageclf.core import paths
 from imageclf.params import Params
@@ -17,7 +19,9 @@ from imageclf.tracking.client import Recorder, recording
 from imageclf.tracking.opening import Opening
 
 if TYPE_CHECKING:
-    from imageclf.contracts.dataset import DatasetManifest
+    from torch import Tensor
+
+    from imageclf.contracts.dataset import DatasetManifest, Prepared
     from imageclf.contracts.model import ModelSpec
     from imageclf.training.fit import Epoch
 
@@ -53,6 +57,15 @@ def epoch_ended(recorder: Recorder, *epochs: "Epoch") -> None:
     for epoch in epochs:
         values = asdict(epoch)
         _history_row(recorder, values.pop("number"), values)
+
+
+def epoch_model(
+    recorder: Recorder, spec: "ModelSpec", weights: "dict[str, Tensor]", data: "Prepared", keep: int
+) -> None:
+    """Record the model at the end of an epoch, and keep the newest `keep` of those."""
+    folder = Path(tempfile.mkdtemp(prefix="imageclf-"))  # the recorder deletes it
+    model.write(folder, spec, weights, data.whitening)
+    recorder.epoch_model(folder, f"{spec.model}-epoch-{spec.epoch}", spec.epoch, keep)
 
 
 def training_ended(recorder: Recorder, settings: Params, data: "DatasetManifest", spec: "ModelSpec") -> None:

@@ -111,6 +111,12 @@ class TrainingState:
             self.best_weights = {name: tensor.cpu().clone() for name, tensor in self.net.state_dict().items()}
         self._save()
 
+    def ends(self, epoch: "Epoch") -> bool:
+        """Return True if the weights are those at the end of this epoch."""
+        from imageclf.training.fit import Position
+
+        return self.position == Position(epoch.number + 1)
+
     def stalled(self, patience: int | None) -> bool:
         """Return True if none of the last `patience` epochs was the best; never without `patience`."""
         return patience is not None and self.best is not None and len(self.epochs) - self.best.number >= patience

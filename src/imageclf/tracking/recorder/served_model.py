@@ -34,9 +34,14 @@ SIGNATURE = ModelSignature(
 )
 
 
-def log_served_model(client: MlflowClient, run_id: str, folder: Path, *, name: str, epoch: int) -> str:
+OF_AN_EPOCH = "-epoch-"
+"""Part of the names of the models that are not those of the selected epoch."""
+
+
+def log_served_model(client: MlflowClient, run_id: str, folder: Path, *, name: str, epoch: int | None = None) -> str:
     """Log the checkpoint in `folder` as a model of the run, and return the model's id.
 
+    With `epoch`, that of the checkpoint, it is the model that the run has produced; a run has one such model.
     `mlflow.pyfunc.log_model` does the same, but then loads the model to try it, which takes two seconds.
     """
     experiment = client.get_run(run_id).info.experiment_id
@@ -46,8 +51,19 @@ def log_served_model(client: MlflowClient, run_id: str, folder: Path, *, name: s
         save_served_model(folder, Path(work, "model"), written)
         client.log_model_artifacts(logged.model_id, str(Path(work, "model")))
     client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=epoch)])
+    if epoch is not None:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=epoch)])
     return logged.model_id
+
+
+def delete_old_models(client: MlflowClient, run_id: str, keep: int) -> None:
+    """Delete the models of single epochs of the run, except the newest `keep`."""
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    of_epochs = [each for each in found if OF_AN_EPOCH in each.name]
+    of_epochs.sort(key=lambda each: int(each.name.rpartition(OF_AN_EPOCH)[2]))
+    for each in of_epochs[:-keep]:
+        client.delete_logged_model(each.model_id)
 
 
 def save_served_model(folder: Path, target: Path, written: Model | None = None) -> None:

@@ -1,5 +1,6 @@
 """Write the messages of a stage to one MLflow run."""
 
+import shutil
 import time
 import traceback
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ METRICS_PER_CALL = 1000
 """MLflow's limit."""
 UPLOAD_S = 300.0
 """Seconds in which a model is exported and copied."""
-UPLOADS = {"artifacts", "text", "model"}
+UPLOADS = {"artifacts", "text", "model", "epoch_model"}
 
 
 class Session:
@@ -44,6 +45,7 @@ class Session:
         self._name = run.info.run_name
         self._restored = restored
         self._waiting_metrics: list[Any] = []
+        self._newest_metrics: list[Any] = []
         self._errors: dict[str, Exception] = {}
         """First error of each kind of message."""
         self._interrupted = self._in_call = False
@@ -153,9 +155,8 @@ class Session:
         new = {key: value for key, value in values.items() if (key, step) not in self._written}
         of_model = {"model_id": self._model_id} if data and self._model_id else {}
         of_data = {"dataset_name": data[0], "dataset_digest": data[1]} if data else {}
-        self._waiting_metrics += [
-            Metric(key, value, time_ms, step, **of_model, **of_data) for key, value in new.items()
-        ]
+        self._newest_metrics = [Metric(key, value, time_ms, step, **of_model, **of_data) for key, value in new.items()]
+        self._waiting_metrics += self._newest_metrics
         if time.monotonic() - self._flushed > FLUSH_S:
             self.flush()
 
@@ -171,6 +172,23 @@ class Session:
 
         if self._model_id is None:
             self._model_id = log_served_model(self._store.client, self.run_id, Path(folder), name=name, epoch=epoch)
+
+    def _on_epoch_model(self, folder: str, name: str, epoch: int, keep: int) -> None:
+        from mlflow.entities import Metric
+
+        from imageclf.tracking.recorder.served_model import delete_old_models, log_served_model
+
+        try:
+            logged = log_served_model(self._store.client, self.run_id, Path(folder), name=name)
+        finally:
+            shutil.rmtree(folder)
+        of_model = [
+            Metric(each.key, each.value, each.timestamp, each.step, model_id=logged)  # the run has them already
+            for each in self._newest_metrics
+            if each.step == epoch
+        ]
+        self._store.client.log_batch(self.run_id, metrics=of_model)
+        delete_old_models(self._store.client, self.run_id, keep)
 
     def _on_model_tags(self, values: dict[str, str]) -> None:
         if self._model_id is not None:
