@@ -175,8 +175,10 @@ def test_a_colleague_gets_every_experiment_with_its_scores(project: Project, tmp
 
     theirs = project.cloned(tmp_path / "clone")
     theirs.run("git", "remote", "set-url", "origin", str(tmp_path / "central"))
+    theirs.run("dvc", "remote", "modify", "--local", "storage", "url", str(tmp_path / "nowhere"))
     theirs.run("dvc", "exp", "pull", "--no-cache", "origin", "known")
     assert "known: data/model is not in DVC's cache; `uv run dvc exp pull origin known`" in theirs.run(*SYNC, code=1)
+    theirs.run("dvc", "remote", "modify", "--local", "--unset", "storage", "url")
     theirs.run("dvc", "pull")
     assert theirs.stages_run(theirs.run("dvc", "repro")) == []
     theirs.run("dvc", "exp", "pull", "origin", "-A")

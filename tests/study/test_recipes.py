@@ -175,7 +175,7 @@ def test_recipes_run_once_and_can_be_compared(tmp_path: Path) -> None:
     )
 
     table = project.run("python", "-m", "imageclf.compare", "narrow", "wide")
-    assert re.search(r"\| wide \| \S+ ± \S+ \| \S+ to \S+ \| 2 \|.*\| 50.00 \| reached \|", table)
+    assert re.search(r"\nwide +\S+ ± \S+ +\S+ to \S+ +2 .* 50.00 +reached\n", table)
     assert re.search(r"(wide is better than narrow|cannot be told apart).*, n=2, p", table)
     assert "tracking: recorded as 'compare: narrow, wide'" in table
     numbers = json.loads((project.root / "metrics/comparison.json").read_text())

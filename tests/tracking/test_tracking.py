@@ -411,7 +411,7 @@ def test_training_seconds_are_those_of_the_train_stage(root: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_recorded_model_predicts_the_same_as_the_checkpoint(root: Path) -> None:
+def test_the_recorded_model_predicts_the_same_as_the_checkpoint(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow.pyfunc  # noqa: TID251
 
     spec = new_spec(
@@ -426,6 +426,7 @@ def test_the_recorded_model_predicts_the_same_as_the_checkpoint(root: Path) -> N
     with tracking.recording(Opening("a_stage")) as recorder:
         recorder.model(root / "model", "cnn-digits", epoch=1)
     ((location,),) = rows(root, "select artifact_location from logged_models")
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # MLflow adds the model's copy of a part of the package
     served = mlflow.pyfunc.load_model(str(location))
     expected = Predictor.load(root / "model", torch.device("cpu")).probabilities(images)
     for count in (1, 3, 1000):

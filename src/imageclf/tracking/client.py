@@ -115,9 +115,9 @@ class Recorder:
         self._send("model", folder=str(folder.absolute()), name=name, epoch=epoch)
 
     def epoch_model(self, folder: Path, name: str, epoch: int, keep: int) -> None:
-        """Record the checkpoint in `folder`, then delete the folder, and all such models but the newest `keep`."""
+        """Record the checkpoint in `folder`; delete all such models but the newest `keep`, and the folder's parent."""
         if self._process is None:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder.parent)
         self._send("epoch_model", folder=str(folder), name=name, epoch=epoch, keep=keep)
 
     def model_tags(self, values: dict[str, str]) -> None:

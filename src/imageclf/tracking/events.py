@@ -63,7 +63,8 @@ def epoch_model(
     recorder: Recorder, spec: "ModelSpec", weights: "dict[str, Tensor]", data: "Prepared", keep: int
 ) -> None:
     """Record the model at the end of an epoch, and keep the newest `keep` of those."""
-    folder = Path(tempfile.mkdtemp(prefix="imageclf-"))  # the recorder deletes it
+    # The recorder deletes the temporary folder. MLflow keeps the name of the folder in it.
+    folder = Path(tempfile.mkdtemp(prefix="imageclf-"), paths.MODEL.name)
     model.write(folder, spec, weights, data.whitening)
     recorder.epoch_model(folder, f"{spec.model}-epoch-{spec.epoch}", spec.epoch, keep)
 

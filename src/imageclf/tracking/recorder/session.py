@@ -181,7 +181,7 @@ class Session:
         try:
             logged = log_served_model(self._store.client, self.run_id, Path(folder), name=name)
         finally:
-            shutil.rmtree(folder)
+            shutil.rmtree(Path(folder).parent)
         of_model = [
             Metric(each.key, each.value, each.timestamp, each.step, model_id=logged)  # the run has them already
             for each in self._newest_metrics
