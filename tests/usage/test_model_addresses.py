@@ -49,6 +49,7 @@ def test_a_model_in_mlflow_is_found_by_run_by_alias_and_as_a_folder(tmp_path: Pa
         "model",
         str(folder),
         f"runs:/{run_id}",
+        f"runs:/{run_id}/model",
         f"runs:/{run_id}/cnn-pets",
         "models:/pets@champion",
         "models:/pets/1",

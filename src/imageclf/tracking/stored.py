@@ -39,7 +39,7 @@ def download(address: str, folder: Path) -> Path:
         ours = mlflow.get_experiment_by_name(os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT)
         if ours is not None:
             places.update_locations(uri, ours.artifact_location)
-        if run := re.fullmatch(r"runs:/(\w+)/?", address):
+        if run := re.fullmatch(r"runs:/(\w+)(?:/model)?/?", address):  # `model` was the name of all models once
             address = _model_of_run(mlflow.get_run(run[1]))
         return Path(download_artifacts(artifact_uri=address, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
