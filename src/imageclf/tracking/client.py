@@ -12,7 +12,6 @@ import math
 import os
 import queue
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -73,6 +72,11 @@ class Recorder:
                 start_new_session=True,  # Ctrl-C interrupts the stage only, which then sends the status of the run
             )
 
+    @property
+    def records(self) -> bool:
+        """True if there is a recorder process."""
+        return self._process is not None
+
     @contextmanager
     def if_restored(self) -> Iterator[None]:
         """Record what is sent inside only if MLflow has no run for the model.
@@ -116,8 +120,6 @@ class Recorder:
 
     def epoch_model(self, folder: Path, name: str, epoch: int, keep: int) -> None:
         """Record the checkpoint in `folder`; delete all such models but the newest `keep`, and the folder's parent."""
-        if self._process is None:
-            shutil.rmtree(folder.parent)
         self._send("epoch_model", folder=str(folder), name=name, epoch=epoch, keep=keep)
 
     def model_tags(self, values: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from imageclf.contracts import history, model
 from imageclf.contracts.dataset import split_files
 from imageclf.core import paths
+from imageclf.core.errors import UserError
 from imageclf.params import Params
 from imageclf.tracking import descriptions
 from imageclf.tracking.client import Recorder, recording
@@ -62,10 +63,15 @@ def epoch_ended(recorder: Recorder, *epochs: "Epoch") -> None:
 def epoch_model(
     recorder: Recorder, spec: "ModelSpec", weights: "dict[str, Tensor]", data: "Prepared", keep: int
 ) -> None:
-    """Record the model at the end of an epoch, and keep the newest `keep` of those."""
-    # The recorder deletes the temporary folder. MLflow keeps the name of the folder in it.
-    folder = Path(tempfile.mkdtemp(prefix="imageclf-"), paths.MODEL.name)
-    model.write(folder, spec, weights, data.whitening)
+    """Record the model at the end of an epoch, and keep the newest `keep` of those; print a sentence if it fails."""
+    if not recorder.records:
+        return
+    try:  # the recorder deletes the temporary folder; MLflow keeps the name of the folder in it
+        folder = Path(tempfile.mkdtemp(prefix="imageclf-"), paths.MODEL.name)
+        model.write(folder, spec, weights, data.whitening)
+    except (UserError, OSError) as error:
+        print(f"tracking: the model of epoch {spec.epoch} is not recorded: {error}", flush=True)
+        return
     recorder.epoch_model(folder, f"{spec.model}-epoch-{spec.epoch}", spec.epoch, keep)
 
 
