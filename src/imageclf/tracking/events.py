@@ -4,8 +4,9 @@ A change here retrains nothing: `dvc.yaml` does not list this folder.
 """
 
 import json
+import shutil
 import tempfile
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,12 +67,16 @@ def epoch_model(
     """Record the model at the end of an epoch, and keep the newest `keep` of those; print a sentence if it fails."""
     if not recorder.records:
         return
-    try:  # the recorder deletes the temporary folder; MLflow keeps the name of the folder in it
-        folder = Path(tempfile.mkdtemp(prefix="imageclf-"), paths.MODEL.name)
-        model.write(folder, spec, weights, data.whitening)
-    except (UserError, OSError) as error:
-        print(f"tracking: the model of epoch {spec.epoch} is not recorded: {error}", flush=True)
-        return
+    with ExitStack() as undo:
+        try:
+            parent = tempfile.mkdtemp(prefix="imageclf-")
+            undo.callback(shutil.rmtree, parent, ignore_errors=True)
+            folder = Path(parent, paths.MODEL.name)  # MLflow keeps this name
+            model.write(folder, spec, weights, data.whitening)
+        except (UserError, OSError) as error:
+            print(f"tracking: the model of epoch {spec.epoch} is not recorded: {error}", flush=True)
+            return
+        undo.pop_all()  # the recorder deletes the folder
     recorder.epoch_model(folder, f"{spec.model}-epoch-{spec.epoch}", spec.epoch, keep)
 
 
