@@ -16,6 +16,8 @@ from imports import ROOT
 from project import clean_environment
 from stage_run import outputs, run_stage, run_until, write_params
 
+from benchmarks.served import free_port
+
 pytestmark = pytest.mark.faults
 
 IN_PIECES = """
@@ -202,3 +204,36 @@ def test_a_launcher_may_start_the_ranks(prepared: Path, tmp_path: Path) -> None:
     expected = new_project(prepared, tmp_path / "started", processes="2")
     assert run_stage(expected, "train").code == 0
     assert weights(root) == weights(expected)
+
+
+def test_a_launcher_may_stop_all_ranks_at_once(prepared: Path, tmp_path: Path, undisturbed: str) -> None:
+    """Slurm sends SIGTERM to all ranks; rank 0 still needs the others to finish its step and to save the state."""
+    root = new_project(prepared, tmp_path / "project", **LONG)
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "stages.train"],
+            cwd=root,
+            env={**environment(root), **meeting, "RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        while not list(root.glob(".resume/*.state")):
+            assert ranks[0].poll() is None, ranks[0].communicate()
+            time.sleep(0.05)
+        ranks[1].terminate()
+        time.sleep(0.5)
+        ranks[0].terminate()
+        errors = [process.communicate(timeout=60)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [143, 1], errors
+    assert "error: another process of this training has ended" in errors[1]
+    result = run_stage(root, "train")
+    assert "resuming at epoch" in result.output
+    assert weights(root) == undisturbed

@@ -156,7 +156,13 @@ def _start(variables: dict[str, str]) -> subprocess.Popen[bytes]:
 
 
 def end_with_rank_0() -> None:
-    """Let Linux kill this process when rank 0 ends, also by SIGKILL, if rank 0 has started it."""
+    """Let this process end with rank 0, in whatever way rank 0 ends, and not before.
+
+    If rank 0 has started it, Linux kills it; otherwise the lost connection ends it. Launchers send SIGTERM and SIGINT
+    to all ranks at once. Rank 0 answers them, and needs the others until it has finished its step and saved the state.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     parent = os.environ.get(PARENT)
     if parent is None or sys.platform != "linux":
         return
