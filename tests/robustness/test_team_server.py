@@ -56,6 +56,15 @@ def test_an_experiment_is_recorded(project: Project, address: str) -> None:
     assert_complete(project, address, "good")
 
 
+def test_a_slow_upload_of_the_model_is_waited_for(project: Project, address: str) -> None:
+    """The server answers 12 s late, two seconds more than a silent server gets."""
+    with Proxy(address, "model.safetensors", "late") as proxy:
+        output = project.run("dvc", "exp", "run", "-n", "slow", "-S", "seed=2", MLFLOW_TRACKING_URI=proxy.address)
+        assert proxy.matches
+    assert "incomplete" not in output
+    assert_complete(project, address, "slow")
+
+
 @pytest.mark.parametrize("how", ["closed in the middle", "down from the start"])
 def test_the_numbers_are_complete_after_sync(how: str, project: Project, address: str) -> None:
     name = how.replace(" ", "-")
