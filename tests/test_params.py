@@ -467,7 +467,14 @@ def test_a_long_value_is_shortened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a: ", "}"), ("[", "")])
 def test_deeply_nested_lists_are_one_sentence(tmp_path: Path, opening: str, closing: str) -> None:
     message = load_error(tmp_path / "params.yaml", edited("lr", f"lr: {opening * 5000}{closing * 5000}"))
-    assert message.endswith("the lists are nested too deeply")
+    line = COMMITTED[: COMMITTED.index("\nlr:")].count("\n") + 2
+    assert message.endswith(f"params.yaml is not valid YAML: the lists are nested too deeply (line {line})")
+
+
+def test_deeply_indented_lists_are_one_sentence(tmp_path: Path) -> None:
+    lists = "".join(f"{'  ' * level}- a:\n" for level in range(1, 1000))
+    message = load_error(tmp_path / "params.yaml", edited("lr", f"lr:\n{lists}"))
+    assert message.endswith("params.yaml is not valid YAML: the lists are nested too deeply")
 
 
 def test_a_missing_file_names_the_folder_to_run_in(tmp_path: Path) -> None:

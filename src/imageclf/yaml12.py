@@ -34,11 +34,22 @@ def parse(text: str, source: str) -> Any:
         raise UserError(f"{source} is not valid YAML: the lists are nested too deeply") from None
 
 
+MAX_DEPTH = 100
+"""Maximum number of lists in brackets that are nested in one another."""
+
+
 class Yaml12Loader(yaml.SafeLoader):
     """A loader for the core schema of YAML 1.2. In YAML 1.1, `1e-3` is text and `off` is a bool.
 
-    It refuses duplicate keys, like DVC; PyYAML takes the last one.
+    It refuses duplicate keys, like DVC; PyYAML takes the last one. It also refuses more than `MAX_DEPTH` open brackets,
+    for which PyYAML takes seconds.
     """
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:  # noqa: N803 - PyYAML's name
+        """Read an opening bracket or brace."""
+        if self.flow_level >= MAX_DEPTH:
+            raise yaml.MarkedYAMLError(None, None, "the lists are nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping; raises `ConstructorError` if a key is not text or occurs twice."""
