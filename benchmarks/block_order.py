@@ -24,10 +24,11 @@ from imageclf import models
 from imageclf.contracts import dataset
 from imageclf.contracts.dataset import Prepared, Split
 from imageclf.core import paths, process
-from imageclf.training import blocks, losses, optim, runtime, scoring
-from imageclf.training.batches import Batches, Normalize
-from imageclf.training.blocks import BlockOrder
-from imageclf.training.fit import FLOAT32, GradientAccumulator
+from imageclf.training import losses, optim, runtime, scoring
+from imageclf.training.gradients import FLOAT32, GradientAccumulator
+from imageclf.training.loading import blocks
+from imageclf.training.loading.batches import Batches, Normalize
+from imageclf.training.loading.blocks import BlockOrder
 
 EPOCHS, WINDOWS, BLOCKS, PER_BLOCK = 3, 59, 4096, 5
 RECIPES = ("fc500", "cifar-cnn")

@@ -27,7 +27,7 @@ from imageclf.core import files, paths, process
 from imageclf.inference import checkpoint
 from imageclf.tracking.summary import describe_layers
 from imageclf.training import runtime
-from imageclf.training.batches import Batches
+from imageclf.training.loading.batches import Batches
 from imageclf.training.losses import LOSSES
 from imageclf.training.scoring import BATCH_SIZE, score
 

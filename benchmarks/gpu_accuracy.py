@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import ROOT
 from benchmarks.gpu_training import SMALL, Job, Rows, Values, new_net, read, some, synchronize, train
-from imageclf.training.batches import Batches, Normalize
+from imageclf.training.loading.batches import Batches, Normalize
 from imageclf.training.losses import LOSSES
 from imageclf.training.runtime import choose_device
 from imageclf.training.scoring import BATCH_SIZE, score

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.gpu_training import Job, new_augmentation, new_optimizer, set_precision, synchronize
 from imageclf.contracts.dataset import Split
 from imageclf.core.cores import allowed_cores
-from imageclf.training.batches import Normalize
+from imageclf.training.loading.batches import Normalize
 from imageclf.training.losses import LOSSES, smooth
 
 TUTORIAL_WORKERS = 2

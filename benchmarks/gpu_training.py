@@ -15,9 +15,9 @@ from imageclf import models
 from imageclf.contracts import dataset
 from imageclf.contracts.dataset import Prepared, Split
 from imageclf.training import optim, runtime
-from imageclf.training.augment import Augmentation
-from imageclf.training.batches import Batches, Normalize
 from imageclf.training.fit import Epoch, OnStep, fit
+from imageclf.training.loading.augment import Augmentation
+from imageclf.training.loading.batches import Batches, Normalize
 from imageclf.training.losses import LOSSES
 from imageclf.training.runtime import derive
 

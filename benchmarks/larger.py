@@ -48,9 +48,10 @@ def train(variant: str, path: Path, seconds: float) -> dict[str, Any]:
 
     from imageclf import models
     from imageclf.contracts.dataset import Split
-    from imageclf.training import blocks, losses, optim, runtime
-    from imageclf.training.batches import Batches, Normalize
-    from imageclf.training.fit import FLOAT32, GradientAccumulator
+    from imageclf.training import losses, optim, runtime
+    from imageclf.training.gradients import FLOAT32, GradientAccumulator
+    from imageclf.training.loading import blocks
+    from imageclf.training.loading.batches import Batches, Normalize
 
     runtime.set_threads("auto")
     images = np.load(path, mmap_mode="c", allow_pickle=False)

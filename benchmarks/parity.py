@@ -33,7 +33,7 @@ from imageclf.inference import checkpoint
 from imageclf.inference.predictor import Predictor
 from imageclf.study import recipes
 from imageclf.training import scoring
-from imageclf.training.batches import Batches
+from imageclf.training.loading.batches import Batches
 
 IMAGES, BATCH = 1000, 50
 BASE: dict[str, Any] = {"dataset": "mnist", "epochs": 1, "batch_size": 100, "runtime.tracking": False}

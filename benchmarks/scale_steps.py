@@ -24,7 +24,7 @@ from imageclf.download.datasets import DATASETS
 from imageclf.preprocess.prepare import prepare
 from imageclf.study import recipes
 from imageclf.tracking.client import Recorder
-from imageclf.training import resume
+from imageclf.training import slots
 
 RESULT = "result.json"
 RECIPE, CHANGES = "fc500", {"epochs": 1, "val_fraction": 0.1, "runtime.device": "cpu"}
@@ -54,7 +54,7 @@ def train() -> dict[str, Any]:
 
     settings = parameters()
     start = time.perf_counter()
-    with resume.slot("scale") as slot:
+    with slots.slot("scale") as slot:
         run_stage(
             settings.of(params.TrainParams),
             settings.runtime,
@@ -73,8 +73,8 @@ def epoch(resident: bool) -> dict[str, Any]:
 
     from imageclf import models
     from imageclf.training import optim, runtime
-    from imageclf.training.batches import Batches, Normalize
     from imageclf.training.fit import fit
+    from imageclf.training.loading.batches import Batches, Normalize
     from imageclf.training.losses import LOSSES
 
     settings, data = parameters(), dataset.read(paths.PROCESSED)

@@ -29,7 +29,7 @@ def evaluate(machine: params.RuntimeParams, data: Prepared) -> dict[str, float]:
     from imageclf.evaluation import card, fonts, pictures, quality, tables
     from imageclf.inference import checkpoint
     from imageclf.training import runtime, scoring
-    from imageclf.training.batches import Batches
+    from imageclf.training.loading.batches import Batches
     from imageclf.training.losses import LOSSES
 
     device = runtime.choose_device(machine.device)

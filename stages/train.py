@@ -20,12 +20,12 @@ from imageclf.core.errors import UserError
 from imageclf.params import RuntimeParams, TrainParams
 from imageclf.tracking import events
 from imageclf.tracking.client import Recorder
-from imageclf.training import ranks, resume
+from imageclf.training import ranks, resume, slots
 
 if TYPE_CHECKING:
     from imageclf.tracking.progress import Progress
-    from imageclf.training.batches import Batches
     from imageclf.training.fit import Epoch, Position
+    from imageclf.training.loading.batches import Batches
 
 
 def main() -> None:
@@ -36,10 +36,10 @@ def main() -> None:
     key = training_key(options, machine, data, learned)
     if ranks.rank():
         ranks.end_with_rank_0()
-        train(options, machine, data, resume.shared_slot(key), Recorder(None), learned=learned)
+        train(options, machine, data, slots.shared_slot(key), Recorder(None), learned=learned)
         return
     with (
-        resume.slot(key) as slot,
+        slots.slot(key) as slot,
         events.training_run(key, resumes=slot.exists(), enabled=machine.tracking) as recorder,
     ):
         events.training_started(recorder, settings, data.manifest)
@@ -68,7 +68,7 @@ def train(
     options: TrainParams,
     machine: RuntimeParams,
     data: Prepared,
-    slot: resume.Slot,
+    slot: slots.Slot,
     recorder: Recorder,
     *,
     learned: Pretrained,
@@ -82,7 +82,7 @@ def train(
 
     from imageclf.tracking.summary import as_table, describe_layers
     from imageclf.training import assemble, runtime
-    from imageclf.training.batches import Batches, Normalize
+    from imageclf.training.loading.batches import Batches, Normalize
     from imageclf.training.scoring import BATCH_SIZE
 
     device, threads = runtime.choose_device(machine.device), runtime.set_threads(machine.threads)

@@ -29,7 +29,7 @@ from imageclf.contracts.raw import Images, Pixels, RawData
 from imageclf.download import pack
 from imageclf.preprocess import images
 from imageclf.preprocess.prepare import prepare
-from imageclf.training.batches import Batches, Normalize
+from imageclf.training.loading.batches import Batches, Normalize
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""

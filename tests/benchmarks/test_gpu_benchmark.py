@@ -109,9 +109,14 @@ def test_missing_recipes_are_a_users_mistake(tmp_path: Path) -> None:
 
 def test_training_needs_torch_and_numpy_alone() -> None:
     """Torchvision is imported only when one of its nets is built."""
-    modules = "fit, losses, optim, augment, batches, scoring"
-    code = (
-        f"from imageclf import models\nfrom imageclf.contracts import dataset\nfrom imageclf.training import {modules}"
+    code = "\n".join(
+        f"from imageclf{package} import {modules}"
+        for package, modules in {
+            "": "models",
+            ".contracts": "dataset",
+            ".training": "fit, losses, optim, scoring",
+            ".training.loading": "augment, batches",
+        }.items()
     )
     done = run_there(f"sys.path.insert(0, 'src')\n{code}")
     assert done.returncode == 0, done.stderr

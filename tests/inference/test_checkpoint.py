@@ -23,7 +23,7 @@ from imageclf.core import files, paths
 from imageclf.core.errors import UserError
 from imageclf.inference import checkpoint
 from imageclf.models.activations import ACTIVATIONS
-from imageclf.training.batches import Whitening
+from imageclf.training.loading.batches import Whitening
 
 SHAPE = (2, 8, 8)
 CLASSES = ["a", "b", "c"]

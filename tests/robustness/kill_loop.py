@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from imageclf.core import paths
-from imageclf.training import resume
+from imageclf.training import slots
 from stages import train
 
 OUTPUTS = (paths.WEIGHTS, paths.MODEL_SPEC, paths.HISTORY, paths.TRAIN_SCORES)
@@ -43,7 +43,7 @@ def start(inside_save: int | None, duration_s: float) -> int:
         return child
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if inside_save is not None:
-        resume.Slot.save = killed_inside(resume.Slot.save, inside_save, duration_s)
+        slots.Slot.save = killed_inside(slots.Slot.save, inside_save, duration_s)
     try:
         train.main()
     except BaseException as error:  # noqa: BLE001 - a child must not return to the parent's code
@@ -89,14 +89,14 @@ def main() -> None:
         if code == 0:
             ended += 1
             wrong += digest() != expected
-            leftovers += len(list(Path(resume.FOLDER).iterdir()))
+            leftovers += len(list(Path(slots.FOLDER).iterdir()))
             continue
         assert code in {-signal.SIGKILL, -signal.SIGALRM}, code
         killed += 1
         inside += code == -signal.SIGALRM
     assert os.waitstatus_to_exitcode(os.waitpid(start(None, 0), 0)[1]) == 0
     wrong += digest() != expected
-    leftovers += len(list(Path(resume.FOLDER).iterdir()))
+    leftovers += len(list(Path(slots.FOLDER).iterdir()))
     print(
         json.dumps(
             {"killed": killed, "inside_save": inside, "ended": ended + 1, "wrong": wrong, "leftovers": leftovers}

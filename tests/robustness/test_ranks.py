@@ -21,16 +21,16 @@ from benchmarks.served import free_port
 pytestmark = pytest.mark.faults
 
 IN_PIECES = """
-from imageclf.training import fit
+from imageclf.training import gradients
 from stages import train
 
-start = fit.GradientAccumulator.__init__
+start = gradients.GradientAccumulator.__init__
 
 def in_pieces(self, *arguments, **options):
     start(self, *arguments, **options)
     self._micro_batches = {pieces}
 
-fit.GradientAccumulator.__init__ = in_pieces
+gradients.GradientAccumulator.__init__ = in_pieces
 train.main()
 """
 """A training in one process that splits each batch."""
@@ -111,23 +111,35 @@ def ranks_of(root: Path) -> list[int]:
 
 
 @contextmanager
-def training(root: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Start a training of two ranks that takes long, and wait until it has saved a state."""
+def started(root: Path, **variables: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start the train stage, and kill it at the end."""
     with subprocess.Popen(
         [sys.executable, "-m", "stages.train"],
         cwd=root,
-        env=environment(root),
+        env={**environment(root), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
         try:
-            while not list(root.glob(".resume/*.state")):
-                assert process.poll() is None, process.stdout and process.stdout.read()
-                time.sleep(0.05)
             yield process
         finally:
             process.kill()
+
+
+def wait_for_state(root: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a training has saved a state."""
+    while not list(root.glob(".resume/*.state")):
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.05)
+
+
+@contextmanager
+def training(root: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Start a training of two ranks that takes long, and wait until it has saved a state."""
+    with started(root) as process:
+        wait_for_state(root, process)
+        yield process
 
 
 def wait_for_end(root: Path) -> None:
@@ -210,30 +222,14 @@ def test_a_launcher_may_stop_all_ranks_at_once(prepared: Path, tmp_path: Path, u
     """Slurm sends SIGTERM to all ranks; rank 0 still needs the others to finish its step and to save the state."""
     root = new_project(prepared, tmp_path / "project", **LONG)
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "stages.train"],
-            cwd=root,
-            env={**environment(root), **meeting, "RANK": rank},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        while not list(root.glob(".resume/*.state")):
-            assert ranks[0].poll() is None, ranks[0].communicate()
-            time.sleep(0.05)
-        ranks[1].terminate()
+    with started(root, **meeting, RANK="0") as first, started(root, **meeting, RANK="1") as second:
+        wait_for_state(root, first)
+        second.terminate()
         time.sleep(0.5)
-        ranks[0].terminate()
-        errors = [process.communicate(timeout=60)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [143, 1], errors
-    assert "error: another process of this training has ended" in errors[1]
+        first.terminate()
+        printed = [process.communicate(timeout=60)[0] for process in (first, second)]
+        assert (first.returncode, second.returncode) == (143, 1), printed
+    assert "error: another process of this training has ended" in printed[1]
     result = run_stage(root, "train")
     assert "resuming at epoch" in result.output
     assert weights(root) == undisturbed

@@ -18,8 +18,8 @@ from imageclf.contracts.dataset import Split
 from imageclf.core import cores
 from imageclf.core.errors import UserError
 from imageclf.training import runtime
-from imageclf.training.batches import Batches
 from imageclf.training.fit import Epoch, Position, fit
+from imageclf.training.loading.batches import Batches
 from imageclf.training.losses import LOSSES, Loss, balanced_weights
 from imageclf.training.optim import OPTIMIZERS, SCHEDULES, Optimizer, OptimizerOptions
 from imageclf.training.scoring import score

@@ -16,12 +16,13 @@ from torch import nn
 
 from imageclf import models
 from imageclf.contracts.dataset import Split
-from imageclf.training import resume, runtime
-from imageclf.training.batches import Batches, Normalize
+from imageclf.training import resume, runtime, slots
 from imageclf.training.fit import Epoch, Position, fit
+from imageclf.training.loading.batches import Batches, Normalize
 from imageclf.training.losses import LOSSES
 from imageclf.training.optim import OPTIMIZERS, SCHEDULES, OptimizerOptions
-from imageclf.training.resume import Slot, TrainingState
+from imageclf.training.resume import TrainingState
+from imageclf.training.slots import Slot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -320,10 +321,10 @@ def test_a_second_one_waits(
     told: list[str] = []
 
     def second() -> None:
-        with resume.slot("k"):
+        with slots.slot("k"):
             told.append("second")
 
-    with resume.slot("k") as first:
+    with slots.slot("k") as first:
         first.save({"number": 1})
         waiting = threading.Thread(target=second)
         waiting.start()

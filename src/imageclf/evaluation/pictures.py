@@ -46,7 +46,7 @@ def steps(data: Prepared, parameters: dict[str, Any]) -> dict[str, NDArray[np.ui
     """Return the first train images by step: as they were, and permuted or augmented if they are."""
     import torch
 
-    from imageclf.training.augment import Augmentation
+    from imageclf.training.loading.augment import Augmentation
 
     augmentation = Augmentation(fill=data.mean_level, **{key: parameters[key] for key in AUGMENTATIONS})
     stored = np.ascontiguousarray(data["train"].images[:SHOWN])

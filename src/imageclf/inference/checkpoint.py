@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from imageclf import models
 from imageclf.contracts import model
 from imageclf.contracts.model import ModelSpec
-from imageclf.training.batches import Normalize
+from imageclf.training.loading.batches import Normalize
 
 
 class Classifier(nn.Module):

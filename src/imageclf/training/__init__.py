@@ -1,1 +1,1 @@
-"""Batches, augmentation, losses, optimizers, the training loop, scores, and resuming."""
+"""Losses, optimizers, gradients, the training loop, scores, and resuming; `loading` makes the batches."""

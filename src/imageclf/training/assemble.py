@@ -14,9 +14,9 @@ from imageclf.contracts.pretrained import Pretrained
 from imageclf.core import paths
 from imageclf.params import TrainParams
 from imageclf.training import optim, runtime
-from imageclf.training.augment import Augmentation
-from imageclf.training.batches import Batches, Normalize
 from imageclf.training.fit import Epoch, OnStep, fit
+from imageclf.training.loading.augment import Augmentation
+from imageclf.training.loading.batches import Batches, Normalize
 from imageclf.training.losses import LOSSES, balanced_weights
 from imageclf.training.optim import Optimizer
 from imageclf.training.ranks import Ranks

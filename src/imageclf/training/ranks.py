@@ -156,7 +156,7 @@ def _start(variables: dict[str, str]) -> subprocess.Popen[bytes]:
 
 
 def end_with_rank_0() -> None:
-    """Let this process end with rank 0, in whatever way rank 0 ends, and not before.
+    """Let this process end with rank 0, even if rank 0 is killed, and not before.
 
     If rank 0 has started it, Linux kills it; otherwise the lost connection ends it. Launchers send SIGTERM and SIGINT
     to all ranks at once. Rank 0 answers them, and needs the others until it has finished its step and saved the state.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from imageclf.training.batches import Batches
+from imageclf.training.loading.batches import Batches
 from imageclf.training.losses import Loss
 
 BATCH_SIZE = 1000

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from imageclf.contracts.dataset import Split
-from imageclf.training.augment import Augmentation
-from imageclf.training.batches import Batches, Normalize
+from imageclf.training.loading.augment import Augmentation
+from imageclf.training.loading.batches import Batches, Normalize
 from imageclf.training.losses import smooth
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imageclf.training.augment import CROP, FINENESS, Augmentation
+from imageclf.training.loading.augment import CROP, FINENESS, Augmentation
 
 SIZE = (6, 7)
 

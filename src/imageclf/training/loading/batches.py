@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imageclf.contracts.dataset import Split
-from imageclf.training.augment import Augmentation
-from imageclf.training.blocks import BlockOrder, Reader, Window, one_ahead
+from imageclf.training.loading.augment import Augmentation
+from imageclf.training.loading.blocks import BlockOrder, Reader, Window, one_ahead
 from imageclf.training.ranks import ALONE, Ranks
 
 Normalization = tuple[list[float], list[float]]

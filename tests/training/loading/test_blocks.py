@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from imageclf.contracts.dataset import Split
-from imageclf.training import blocks
-from imageclf.training.augment import Augmentation
-from imageclf.training.batches import Batches, Normalize
-from imageclf.training.blocks import BlockOrder, one_ahead
+from imageclf.training.loading import blocks
+from imageclf.training.loading.augment import Augmentation
+from imageclf.training.loading.batches import Batches, Normalize
+from imageclf.training.loading.blocks import BlockOrder, one_ahead
 
 Found = list[tuple[Tensor, Tensor]]
 

@@ -1,0 +1,1 @@
+"""Batches on the device, made from stored images: reading, shuffling and augmentation."""
