@@ -147,9 +147,10 @@ def as_markdown(described: dict[str, Any], found: dict[int, dict[str, Result]], 
 NOTE = """\
 Images of 28x28 pixels: MNIST's, repeated, each moved by up to a pixel, a tenth of them for validation. The net is
 784-500-10, trained by Adam with batches of 100. preprocess: from archives to prepared files. train: the stage without
-MLflow, one epoch, scores included; up to 512 MiB of images are kept in memory, more are memory-mapped. mapped,
-resident: only the second of two epochs, with images memory-mapped or in memory. MiB: the most memory that the process
-held, including libraries and the pages of mapped files, which the kernel takes back if memory is short."""
+MLflow, one epoch, scores included; images that take at most half of the free memory are kept there, and others are
+memory-mapped. mapped, resident: only the second of two epochs, with images memory-mapped or in memory. MiB: the most
+memory that the process held, including libraries and the pages of mapped files, which the kernel takes back if memory
+is short."""
 
 
 def draw(found: dict[int, dict[str, Result]]) -> "Figure":

@@ -15,7 +15,7 @@ from imageclf.tracking import events
 def main() -> None:
     """Write metrics/test.json, the tables and the plots; add them to the run of this model."""
     settings = params.load()
-    data, spec = dataset.read(paths.PROCESSED), model.read_spec(paths.MODEL)
+    data, spec = dataset.read(paths.PROCESSED, settings.runtime.shard_cache), model.read_spec(paths.MODEL)
     with events.evaluation_run(spec, enabled=settings.runtime.tracking) as recorder:
         events.training_restored(recorder, settings, data.manifest, spec)
         scores = evaluate(settings.runtime, data)

@@ -3,9 +3,10 @@
 from imageclf import params
 from imageclf.contracts import dataset
 from imageclf.contracts.raw import RawData, list_skipped
+from imageclf.contracts.shards import Folder
 from imageclf.core import cores, files, paths, process
 from imageclf.download.datasets import DATASETS
-from imageclf.preprocess import folder
+from imageclf.preprocess import folder, shards
 from imageclf.preprocess.prepare import prepare
 from imageclf.preprocess.report import measure, record
 
@@ -25,6 +26,9 @@ def main() -> None:
     """Write data/processed and metrics/data.json."""
     settings = params.load()
     options = settings.of(params.PreprocessParams)
+    server = Folder(options.shards) if options.shards else None
+    if server:
+        server.check()
     manifest = prepare(
         read_raw(options, settings.runtime),
         paths.PROCESSED,
@@ -39,6 +43,9 @@ def main() -> None:
     counts = ", ".join(f"{count:,} {split}" for split, count in sorted(manifest.counts.items()))
     print(f"{counts} images of {'x'.join(map(str, manifest.image_shape))}", *manifest.notes, sep="\n")
     found = measure.measure(paths.PROCESSED, manifest)
+    if server:
+        manifest, numbers = shards.move(paths.PROCESSED, manifest, server, progress=settings.runtime.progress)
+        found = found.renumbered(numbers)
     record.write(paths.DATA_REPORT, found)
     for sentence in found.warnings:
         print(f"warning: {sentence}")

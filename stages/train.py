@@ -32,7 +32,8 @@ def main() -> None:
     """Write data/model, metrics/history.csv and metrics/train.json; record the run."""
     settings = params.load()
     options, machine = settings.of(TrainParams), settings.runtime
-    data, learned = dataset.read(paths.PROCESSED), pretrained.read(paths.PRETRAINED)
+    data = dataset.read(paths.PROCESSED, machine.shard_cache)
+    learned = pretrained.read(paths.PRETRAINED)
     key = training_key(options, machine, data, learned)
     if ranks.rank():
         ranks.end_with_rank_0()

@@ -174,6 +174,7 @@ FIRST_TO_RUN = {
     "permute": "preprocess",
     "permute_seed": "preprocess",
     "one_hot": "preprocess",
+    "shards": "preprocess",
     "model": "weights",
 }
 """The first stage that runs again after a change of the key; train for all others. Later stages follow their data."""

@@ -94,6 +94,7 @@ class PreprocessParams(_Strict):
     permute: bool
     permute_seed: Seed
     one_hot: bool
+    shards: Address
 
     def preparation(self) -> Preparation:
         """Return the steps of the preparation; each field has the name of its parameter."""
@@ -156,6 +157,7 @@ class RuntimeParams(_Strict):
     threads: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
     processes: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
     progress: bool
+    shard_cache: Annotated[int, Field(ge=1, le=1_000_000)]
     mirror: Annotated[str, Field(min_length=1)] | None
     tracking: bool
     registered_model: Annotated[str, Field(pattern=r"^[^/:]+$")] | None

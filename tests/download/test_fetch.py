@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import platformdirs
 import pytest
 from conftest import MadeArchives, names
 from cryptography import x509
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from imports import ROOT, SOURCE
 
-from imageclf.core import files
+from imageclf.core import files, paths
 from imageclf.core.errors import UserError
 from imageclf.download import datasets, fetch, http
 from imageclf.download.datasets import DATASETS, Archive, Source
@@ -223,7 +224,7 @@ def refusal(raw: Path, *addresses: str, mirror: str | None = None) -> str:
     with pytest.raises(UserError) as refused:
         fetch_made(raw, *addresses, mirror=mirror)
     assert names(raw) == []
-    assert names(fetch.cache()) == []
+    assert names(paths.cache()) == []
     return str(refused.value)
 
 
@@ -481,8 +482,8 @@ def test_the_default_cache_is_in_the_users_cache_folder(monkeypatch: pytest.Monk
     monkeypatch.delenv("IMAGECLF_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert fetch.cache().is_relative_to(tmp_path)
-    assert "imageclf" in fetch.cache().parts
+    assert paths.cache().is_relative_to(tmp_path)
+    assert "imageclf" in paths.cache().parts
 
 
 @pytest.fixture
@@ -507,7 +508,7 @@ def test_without_a_writable_cache_archives_are_still_fetched(
         first
         == second
         == (
-            f"cannot write to {fetch.cache()} (Not a directory): archives are not kept for the next run; "
+            f"cannot write to {paths.cache()} (Not a directory): archives are not kept for the next run; "
             "set IMAGECLF_CACHE to a folder for them"
         )
     )
@@ -523,7 +524,7 @@ def test_without_a_home_folder_no_folder_named_tilde_is_created(
 ) -> None:
     """A user id without an entry, as in a container, has no home folder."""
     monkeypatch.delenv("IMAGECLF_CACHE")
-    monkeypatch.setattr(fetch.platformdirs, "user_cache_path", answer)
+    monkeypatch.setattr(platformdirs, "user_cache_path", answer)
     monkeypatch.chdir(tmp_path)
     fetch_made(raw, server.at("good"))
     assert names(raw) == [FILE]
@@ -632,7 +633,7 @@ print(*sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert names(raw) == ["digits.csv.gz"]
-    assert names(fetch.cache()) == []
+    assert names(paths.cache()) == []
     assert files.sha256(raw / "digits.csv.gz") == DATASETS["digits"].files["digits.csv.gz"].sha256
     assert not {"sklearn", "requests"} & set(done.stdout.split())
 

@@ -59,7 +59,7 @@ def cached_archives(made: MadeArchives) -> Subjects:
         fetch.fetch("mnist", source, Path("fetched"), None, progress=False)
 
     read()
-    return [(sorted(fetch.cache().iterdir()), read)]
+    return [(sorted(paths.cache().iterdir()), read)]
 
 
 def packed_images() -> Subjects:

@@ -7,9 +7,11 @@
     whitening.npy                  float32 (d, d) over the d = channels * height * width pixels, if whitened
     dataset.json                   `DatasetManifest`
 
-There is no `val` pair if `val_fraction` is 0. The net is fitted to `train`, chosen on `val`, and tested on `test`.
+There is no `val` pair if `val_fraction` is 0. The net is fitted to `train`, chosen on `val`, and tested on `test`. With
+the parameter `shards`, the train images are not in a file, but in the shards that `dataset.json` lists.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from imageclf.contracts.preparation import Preparation, Shape
 from imageclf.contracts.raw import LeftOut
+from imageclf.contracts.shards import ShardedImages, ShardList
 from imageclf.core import files
 
 MANIFEST = "dataset.json"
@@ -69,6 +72,7 @@ class DatasetManifest:
     census: counts of your own image files; None for published data sets.
     gray16_bits: number of bits of 16-bit gray images that are used; None if there are no such images.
     files: SHA-256 by file name.
+    shards: where the train images are, if they are not in a file.
     sha256: SHA-256 of the content above, which identifies the whole data. Empty until it is written.
     """
 
@@ -86,7 +90,14 @@ class DatasetManifest:
     notes: list[str] = field(default_factory=list)
     census: Census | None = None
     gray16_bits: int | None = None
+    shards: ShardList | None = None
     sha256: str = ""
+
+    def images_sha256(self, split: str) -> str:
+        """Return a SHA-256 that identifies the images of a split."""
+        if self.shards and split == "train":
+            return hashlib.sha256("".join(self.shards.sha256).encode()).hexdigest()
+        return self.files[split_files(split)[0]]
 
 
 def write_manifest(folder: Path, manifest: DatasetManifest) -> DatasetManifest:
@@ -98,7 +109,7 @@ def write_manifest(folder: Path, manifest: DatasetManifest) -> DatasetManifest:
     content |= content.pop("preparation")
     content |= content.pop("census") or {}
     del content["sha256"]
-    content = {key: value for key, value in content.items() if value or key not in {"notes", "gray16_bits"}}
+    content = {key: value for key, value in content.items() if value or key not in {"notes", "gray16_bits", "shards"}}
     return replace(manifest, sha256=files.write_manifest(folder / MANIFEST, content))
 
 
@@ -112,12 +123,17 @@ def _parse(content: dict[str, Any]) -> DatasetManifest:
     census = Census(**{each.name: content.pop(each.name) for each in fields(Census)}) if "found" in content else None
     content |= {key: tuple(content[key]) for key in ("image_shape", "raw_shape")}
     content["skipped"] = list(map(LeftOut.parse, content["skipped"]))
+    if "shards" in content:
+        content["shards"] = ShardList(**content["shards"])
     return DatasetManifest(**content, preparation=preparation, census=census)
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split, memory-mapped: images uint8 (N, C, H, W), targets uint8 (N, K) or int64 (N,)."""
+    """One split, memory-mapped: images uint8 (N, C, H, W), targets uint8 (N, K) or int64 (N,).
+
+    Images in shards are `ShardedImages`, which have the shape, the size and the indexing of an array.
+    """
 
     images: NDArray[np.uint8]
     targets: NDArray[Any]
@@ -133,10 +149,14 @@ class Split:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The content of `data/processed`: its manifest, and its splits, which are read on demand."""
+    """The content of `data/processed`: its manifest, and its splits, which are read on demand.
+
+    cache_gib: GiB of shards to keep on this machine.
+    """
 
     folder: Path
     manifest: DatasetManifest
+    cache_gib: int = 1
 
     @property
     def normalization(self) -> Normalization:
@@ -173,12 +193,16 @@ class Prepared:
         return self._load(PERMUTATION) if PERMUTATION in self.manifest.files else None
 
     def __contains__(self, split: str) -> bool:
-        return split_files(split)[0] in self.manifest.files
+        return split in self.manifest.counts
 
     def __getitem__(self, split: str) -> Split:
         """Return a split. Raises `UserError` if its files are not the ones that the manifest names."""
-        images, targets = (self._load(file) for file in split_files(split))
-        return Split(images, targets)
+        images, targets = split_files(split)
+        if self.manifest.shards and split == "train":
+            count, shape = self.manifest.counts[split], self.manifest.image_shape
+            sharded: Any = ShardedImages(self.manifest.shards, count, shape, self.cache_gib)
+            return Split(sharded, self._load(targets))
+        return Split(self._load(images), self._load(targets))
 
     def _load(self, file: str) -> NDArray[Any]:
         path = self.folder / file
@@ -196,6 +220,6 @@ def unpermute(images: NDArray[np.uint8], permutation: NDArray[np.int64] | None) 
     return original.reshape(images.shape)
 
 
-def read(folder: Path) -> Prepared:
+def read(folder: Path, cache_gib: int = 1) -> Prepared:
     """Open prepared data. Raises `UserError` if its manifest is missing or damaged."""
-    return Prepared(folder, read_manifest(folder))
+    return Prepared(folder, read_manifest(folder), cache_gib)

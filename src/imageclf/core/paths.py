@@ -33,3 +33,15 @@ def repository() -> Path:
     `DVC_ROOT` to the path of the repository.
     """
     return Path(os.environ.get("DVC_ROOT", "")).resolve()
+
+
+def cache() -> Path:
+    """Return the folder of fetched files: `IMAGECLF_CACHE`, or the user's cache folder (relative without a home)."""
+    if chosen := os.environ.get("IMAGECLF_CACHE"):
+        return repository() / chosen
+    import platformdirs  # training on a machine that has nothing but torch does not need it
+
+    try:
+        return platformdirs.user_cache_path("imageclf")
+    except RuntimeError:  # without HOME and an entry for the user; some versions return "~/..." instead
+        return Path("~")

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import platformdirs
-
 from imageclf.core import files, paths
 from imageclf.core.errors import UserError
 from imageclf.download.datasets import Archive, Published
@@ -31,7 +29,7 @@ def fetch(name: str, source: Published, folder: Path, mirror: str | None, progre
     Raises `UserError` with each address that was tried and its error.
     """
     files.keep_only(folder, set(source.files))
-    archives = cache()
+    archives = paths.cache()
     _delete_temporary_files(archives)
     cached = {file for file, archive in source.files.items() if _is_verified(archives / archive.sha256, archive)}
     use_cache = not _in_package(source) and (cached == set(source.files) or _writable(archives))
@@ -42,16 +40,6 @@ def fetch(name: str, source: Published, folder: Path, mirror: str | None, progre
         if file in cached or use_cache:
             with files.replacing(folder / file) as temporary:
                 shutil.copyfile(archives / archive.sha256, temporary)
-
-
-def cache() -> Path:
-    """Return the folder of archives: `IMAGECLF_CACHE`, or the user's cache folder (relative if there is no home)."""
-    if chosen := os.environ.get("IMAGECLF_CACHE"):
-        return paths.repository() / chosen
-    try:
-        return platformdirs.user_cache_path("imageclf")
-    except RuntimeError:  # without HOME and an entry for the user; some versions return "~/..." instead
-        return Path("~")
 
 
 def _in_package(source: Published) -> bool:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imageclf.contracts.dataset import split_files
 from imageclf.params import Params
 
 if TYPE_CHECKING:
@@ -40,14 +39,13 @@ def datasets(settings: Params, data: "DatasetManifest") -> dict[str, DatasetInpu
     return {
         split: DatasetInput(
             name=f"{_data_name(settings)}-{split}",
-            digest=data.files[split_files(split)[0]][:DIGEST],
+            digest=data.images_sha256(split)[:DIGEST],
             source_type=source_type,
             source=json.dumps(source),
             context=CONTEXTS[split],
             profile=json.dumps({"images": count, "classes": len(data.classes)}),
         )
         for split, count in data.counts.items()
-        if split_files(split)[0] in data.files
     }
 
 

@@ -11,6 +11,7 @@ from imageclf.contracts import model, pretrained
 from imageclf.contracts.dataset import Prepared, Split
 from imageclf.contracts.model import ModelSpec
 from imageclf.contracts.pretrained import Pretrained
+from imageclf.contracts.shards import ShardedImages
 from imageclf.core import paths
 from imageclf.params import TrainParams
 from imageclf.training import optim, runtime
@@ -63,21 +64,19 @@ def training_batches(
         fill=data.mean_level,
     )
     split = data["train"]
-    resident = fits(split, device)
-    if not resident:
-        print(
-            f"the images ({split.images.nbytes / 2**30:.1f} GiB) are read from the disk: they exceed half of the free "
-            f"memory of the device",
-            flush=True,
-        )
+    resident, size = fits(split, device), f"{split.images.nbytes / 2**30:.1f} GiB"
+    if isinstance(split.images, ShardedImages):
+        print(f"the train images ({size}) are fetched from {split.images.shards.address} in shards", flush=True)
+    elif not resident:
+        print(f"the images ({size}) are read from the disk: they exceed half of the free memory of the device")
     return Batches(
         split, normalize, options.batch_size, device, augmentation=augmentation, resident=resident, ranks=ranks
     )
 
 
 def fits(split: Split, device: torch.device) -> bool:
-    """Return True if the images of a split take at most half of the device's free memory."""
-    return split.images.nbytes <= runtime.free_memory(device) / 2
+    """Return True if the images of a split are on this machine and take at most half of the device's free memory."""
+    return not isinstance(split.images, ShardedImages) and split.images.nbytes <= runtime.free_memory(device) / 2
 
 
 def fit_from(

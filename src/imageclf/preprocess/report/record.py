@@ -1,9 +1,12 @@
 """The record that preprocess writes to `metrics/data.json`, and evaluate reads."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imageclf.core import files
 
@@ -59,6 +62,13 @@ class DataReport:
     near: Near | None
     near_skipped: str | None
     warnings: list[str]
+
+    def renumbered(self, numbers: NDArray[np.int64]) -> "DataReport":
+        """Return the report after the train images got new `numbers`, (N,)."""
+        if self.near is None:
+            return self
+        pairs = [pair._replace(train=int(numbers[pair.train])) for pair in self.near.pairs]
+        return replace(self, near=replace(self.near, pairs=pairs))
 
 
 def write(path: Path, report: DataReport) -> None:

@@ -2,12 +2,13 @@
 
 There is no DataLoader, no worker process and no Python code per image: a batch is one gather. A split that fits into
 memory stays on the device. A larger one stays in its file: each batch is read through a memory map, or, if the split is
-`blocks.LARGE`, a window of many batches is read ahead. Whoever uses a batch normalizes it with `Batches.normalize`, so
-that a compiled training step includes the normalization.
+`blocks.LARGE` or in shards, a window of many batches is read ahead. Whoever uses a batch normalizes it with
+`Batches.normalize`, so that a compiled training step includes the normalization.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imageclf.contracts.dataset import Split
+from imageclf.contracts.shards import ShardedImages
 from imageclf.training.loading.augment import Augmentation
 from imageclf.training.loading.blocks import BlockOrder, Reader, Window, one_ahead
 from imageclf.training.ranks import ALONE, Ranks
@@ -80,13 +82,13 @@ class Batches:
         self.device = device
         self.normalize = normalize.to(device)
         self._augmentation = augmentation or None
-        self._images = torch.from_numpy(split.images)
+        self._images = split.images if isinstance(split.images, ShardedImages) else torch.from_numpy(split.images)
         self._targets = torch.from_numpy(split.targets).to(device)
         self._order = BlockOrder.of(split.images)
         self._reader = None
-        if resident:
+        if resident and isinstance(self._images, Tensor):
             self._images = self._images.to(device, copy=True)
-        elif self._order and isinstance(split.images, np.memmap):
+        elif self._order and isinstance(split.images, np.memmap | ShardedImages):
             self._reader = Reader(split.images, self._order)
 
     def resized(self, batch_size: int) -> "Batches":
@@ -112,11 +114,10 @@ class Batches:
         if self._order is None:
             yield from self._shuffled_at_once(seed, skip)
         else:
-            for images, targets in _joined(self._shuffled_in_blocks(self._order, seed, skip), self.batch_size):
-                rows = self.ranks.share(0, len(targets))
-                yield images[rows], targets[rows]
+            yield from self._shuffled_in_blocks(self._order, seed, skip)
 
     def _shuffled_at_once(self, seed: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        assert isinstance(self._images, Tensor)
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(self.num_images, generator=generator)
         draws = self._draw(self.num_images, generator)
@@ -129,32 +130,51 @@ class Batches:
             yield self._augmented(images, draws, rows), _as_float(self._targets.index_select(0, on_device[rows]))
 
     def _shuffled_in_blocks(self, order: BlockOrder, seed: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images in pieces: batches, and at the ends of windows parts of batches."""
-        position = skip * self.batch_size
-        for window, stored in one_ahead((window, self._read(window)) for window in order.windows(seed, position)):
-            used = window.rows[window.order]
-            draws = self._draw(len(used), window.generator)
-            places = (used if stored is self._images else window.order).to(stored.device)
-            targets = self._targets.index_select(0, used.to(self.device))
-            start = window.skip
-            while start < len(used):
-                piece = slice(start, start + self.batch_size - position % self.batch_size)
+        """Yield this rank's part of each batch. A batch may begin in one window and end in the next one."""
+        windows = order.windows(seed, skip * self.batch_size)
+        begun: list[tuple[Tensor, Tensor]] = []
+        for window, pieces, stored, places in one_ahead(map(partial(self._read, skip), windows)):
+            draws = self._draw(len(window.rows), window.generator)
+            targets = self._targets.index_select(0, window.rows.to(self.device))
+            for piece, is_last in pieces:
                 images = stored.index_select(0, places[piece]).to(self.device)
-                yield self._augmented(images, draws, piece), _as_float(targets[piece])
-                position, start = position + len(images), start + len(images)
+                begun.append((self._augmented(images, draws, piece), _as_float(targets[piece])))
+                if is_last:
+                    yield _cat(begun)
+                    begun = []
 
-    def _read(self, window: Window) -> Tensor:
-        """Return the images of a window in the order of its rows, or all images if they are not read from a file."""
+    def _pieces(self, window: Window, skip: int) -> Iterator[tuple[slice, bool]]:
+        """Yield the images of this rank in a window, a slice per batch, and whether the batch ends in this window."""
+        count = len(window.rows)
+        begin = max(skip, window.first // self.batch_size) * self.batch_size
+        for start in range(begin, window.first + count, self.batch_size):
+            stop = min(start + self.batch_size, self.num_images)
+            part = self.ranks.share(start, stop)
+            first, last = (min(max(0, place - window.first), count) for place in (part.start, part.stop))
+            yield slice(first, last), stop <= window.first + count
+
+    def _read(self, skip: int, window: Window) -> tuple[Window, list[tuple[slice, bool]], Tensor, Tensor]:
+        """Return a window, this rank's pieces of it, stored images, and the places of the window's images among them.
+
+        If the images are read from a file, these are only the blocks that this rank needs.
+        """
+        pieces = list(self._pieces(window, skip))
         if self._reader is None:
-            return self._images
+            assert isinstance(self._images, Tensor)
+            return window, pieces, self._images, window.rows.to(self._images.device)
         on_gpu = self.device.type == "cuda"
-        return self._reader.read(window.rows, pinned=on_gpu).to(self.device, non_blocking=on_gpu)
+        mine = torch.cat([torch.arange(piece.start, piece.stop) for piece, _ in pieces])
+        stored, found = self._reader.read(window.rows[mine], pinned=on_gpu)
+        stored = stored.to(self.device, non_blocking=on_gpu)
+        places = torch.zeros_like(window.rows)
+        places[mine] = found
+        return window, pieces, stored, places.to(self.device)
 
     def _draw(self, count: int, generator: torch.Generator) -> Tensor | None:
         """Return the random draws of the augmentation for `count` images."""
         if self._augmentation is None:
             return None
-        height, width = self._images.shape[2:]
+        height, width = self._images.shape[2:4]
         return self._augmentation.draw(count, (height, width), generator).to(self.device)
 
     def _augmented(self, images: Tensor, draws: Tensor | None, rows: slice) -> Tensor:
@@ -164,22 +184,11 @@ class Batches:
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, in stored order and without augmentation."""
-        for images, targets in zip(
-            self._images.split(self.batch_size), self._targets.split(self.batch_size), strict=True
-        ):
-            yield images.to(self.device), _as_float(targets)
-
-
-def _joined(pieces: Iterable[tuple[Tensor, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Join consecutive pieces that are parts of a batch; the last batch may be smaller."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    for piece in pieces:
-        parts.append(piece)
-        if sum(len(targets) for _, targets in parts) == batch_size:
-            yield _cat(parts)
-            parts = []
-    if parts:
-        yield _cat(parts)
+        parts = (self._images[start : start + self.batch_size] for start in range(0, self.num_images, self.batch_size))
+        if isinstance(self._images, ShardedImages):
+            parts = one_ahead(parts)
+        for images, targets in zip(parts, self._targets.split(self.batch_size), strict=True):
+            yield torch.as_tensor(images, device=self.device), _as_float(targets)
 
 
 def _cat(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

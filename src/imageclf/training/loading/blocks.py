@@ -2,21 +2,24 @@
 
 A file is cut into blocks of neighboring images. An epoch reads the blocks in random order, many at a time: these are a
 window, whose images are shuffled in memory. Blocks of 64 KiB read about as fast as whole files, and a window mixes
-thousands of them, so that also images that are stored class by class come well mixed.
+thousands of them, so that also images that are stored class by class come well mixed. If the images are on a server,
+each shard, which is mixed already, is a block.
 """
 
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imageclf.contracts.shards import ShardedImages
 from imageclf.training.runtime import derive
 
 T = TypeVar("T")
@@ -32,20 +35,21 @@ READERS = 4
 """Threads that read blocks at the same time."""
 
 
+FileOfImages: TypeAlias = "np.memmap[tuple[int, int, int, int], np.dtype[np.uint8]]"
+
+
 @dataclass(frozen=True)
 class Window:
-    """Some images of an epoch.
+    """Some consecutive images of an epoch.
 
-    rows: their numbers in the split, (n,) int64, in the order in which the file is read.
-    order: the order in which they are used, a permutation (n,) of their places in `rows`.
+    rows: their numbers in the split, (n,) int64, in the order in which they are used.
+    first: the number of images of the epoch before them.
     generator: for further random draws, for example of augmentation.
-    skip: the number of images at the beginning of the order that are left out.
     """
 
     rows: Tensor
-    order: Tensor
+    first: int
     generator: torch.Generator
-    skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,16 @@ class BlockOrder:
     window: int
 
     @classmethod
-    def of(cls, images: NDArray[np.uint8]) -> "BlockOrder | None":
+    def of(cls, images: NDArray[np.uint8] | ShardedImages) -> "BlockOrder | None":
         """Return the order for a split of these images, (N, C, H, W); None if all of them are shuffled at once."""
-        if images.nbytes <= LARGE:
+        size = images.nbytes // len(images)
+        if isinstance(images, ShardedImages):
+            block = images.shards.rows
+        elif images.nbytes <= LARGE:
             return None
-        block = max(1, BLOCK_BYTES // images[0].nbytes)
-        return cls(len(images), block, max(1, WINDOW_BYTES // (block * images[0].nbytes)))
+        else:
+            block = max(1, BLOCK_BYTES // size)
+        return cls(len(images), block, max(1, WINDOW_BYTES // (block * size)))
 
     def windows(self, seed: int, skip: int = 0) -> Iterator[Window]:
         """Yield the windows of an epoch; together they have every image once.
@@ -71,50 +79,58 @@ class BlockOrder:
         """
         starts = torch.arange(0, self.num_images, self.block)
         starts = starts[torch.randperm(len(starts), generator=torch.Generator().manual_seed(seed))]
+        first = 0
         for number, begins in enumerate(starts.split(self.window)):
-            # Blocks in the order of the file: a disk reads them faster, and all of them are shuffled below.
             rows = (begins.sort().values[:, None] + torch.arange(self.block)).flatten()
             rows = rows[rows < self.num_images]  # the last block of the file may be shorter
-            if len(rows) <= skip:
-                skip -= len(rows)
-                continue
-            generator = torch.Generator().manual_seed(derive(seed, number))
-            order = torch.randperm(len(rows), generator=generator)
-            yield Window(rows, order, generator, skip)
-            skip = 0
+            if first + len(rows) > skip:
+                generator = torch.Generator().manual_seed(derive(seed, number))
+                yield Window(rows[torch.randperm(len(rows), generator=generator)], first, generator)
+            first += len(rows)
 
 
 class Reader:
-    """Reads windows of images from the file of a memory-mapped array (N, C, H, W), with several threads.
+    """Reads blocks of images (N, C, H, W) with several threads, from the file of a memory-mapped array or from shards.
 
     The memory map is not used: the kernel would read megabytes for every image. Pinned memory lets a GPU copy a window
     while it computes.
     """
 
-    def __init__(self, images: "np.memmap[tuple[int, int, int, int], np.dtype[np.uint8]]", order: BlockOrder) -> None:
-        self._name = str(images.filename)
-        self._file = os.open(self._name, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-        self._shape, self._offset, self._block = images.shape[1:], images.offset, order.block
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+    def __init__(self, images: "FileOfImages | ShardedImages", order: BlockOrder) -> None:
+        self._order = order
+        self._shape = images.shape[1:]
+        self._opened = images.opened if isinstance(images, ShardedImages) else _opened(images)
 
-    def read(self, rows: Tensor, *, pinned: bool) -> Tensor:
-        """Return the images of a window's rows, (n, C, H, W), in this order."""
-        images = torch.empty(len(rows), *self._shape, dtype=torch.uint8, pin_memory=pinned)
-        # Only the last block of the file may be shorter; it is the last one of its window.
+    def read(self, rows: Tensor, *, pinned: bool) -> tuple[Tensor, Tensor]:
+        """Return the images of all blocks that have one of the rows, and the places of the rows among them."""
+        size = self._order.block
+        blocks, which = torch.unique(rows // size, return_inverse=True)
+        # Sorted: a disk reads blocks faster in the order of the file, and the last one, which may be shorter, is last.
+        last = min(size, self._order.num_images - int(blocks[-1]) * size) if len(blocks) else 0
+        count = max(0, len(blocks) - 1) * size + last
+        images = torch.empty(count, *self._shape, dtype=torch.uint8, pin_memory=pinned)
         with ThreadPoolExecutor(READERS) as threads:
-            list(threads.map(self._read_block, images.split(self._block), rows.split(self._block)))
-        return images
+            list(threads.map(self._read_block, images.split(size), (blocks * size).tolist()))
+        return images, which * size + rows % size
 
-    def _read_block(self, images: Tensor, rows: Tensor) -> None:
-        buffer = images.numpy().data.cast("B")
-        place, done = self._offset + int(rows[0]) * images[0].numel(), 0
-        while done < len(buffer):
-            count = os.preadv(self._file, [buffer[done:]], place + done)
-            if not count:
-                raise EOFError(f"{self._name} ends early")
-            done += count
+    def _read_block(self, images: Tensor, first: int) -> None:
+        buffer, done = images.numpy().data.cast("B"), 0
+        with self._opened(first) as (file, place):
+            while done < len(buffer):
+                count = os.preadv(file, [buffer[done:]], place + done)
+                if not count:
+                    raise EOFError(f"the file of images {first} to {first + len(images) - 1} ends early")
+                done += count
+
+
+def _opened(images: "FileOfImages") -> Callable[[int], AbstractContextManager[tuple[int, int]]]:
+    """Return a function that gives the file of an array, and the place of an image in it, in bytes."""
+    file = os.open(str(images.filename), os.O_RDONLY)
+    weakref.finalize(images, os.close, file)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+    offset, size = images.offset, images.nbytes // len(images)
+    return lambda row: nullcontext((file, offset + row * size))
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
