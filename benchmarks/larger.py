@@ -2,6 +2,7 @@
 
     uv run python -m benchmarks.larger                       # 20 million images of 28x28 pixels, 2 GiB of memory
     uv run python -m benchmarks.larger --images 3000000 --seconds 10
+    uv run python -m benchmarks.larger --shards s3://bucket/larger   # also from a server; of its shards, 1 GiB is kept
 
 Writes a file of random pixels into a temporary folder (15.7 GB by default), and trains the net of the recipe
 keras512 on it in batches of 2,048, in a control group whose limit includes the kernel's cache of files. The comparison
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,14 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.output import markdown_table
 from benchmarks.scale_steps import memory
-from imageclf.core import process
+from imageclf.contracts.shards import Folder, ShardedImages, ShardList
+from imageclf.core import files, process
 from imageclf.core.errors import UserError
+from imageclf.preprocess import npy
 
 SHAPE, CLASSES, BATCH_SIZE, IN_MEMORY = (1, 28, 28), 10, 2048, 600_000
-VARIANTS = ("memory", "blocks", "memory map")
+VARIANTS = ("memory", "blocks", "memory map", "shards")
+SHARD = 2**26 // 784
 
 
 def write_images(path: Path, count: int) -> None:
@@ -40,6 +45,18 @@ def write_images(path: Path, count: int) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def upload(path: Path, server: Folder) -> None:
+    """Upload the images of a file as shards, and write their list next to it."""
+    images, digests = np.load(path, mmap_mode="r"), dict[str, str]()
+    for start in range(0, len(images), SHARD):
+        shard = path.with_name(f"{start}.npy")
+        npy.write(shard, images[start : start + SHARD], digests)
+        server.put(shard, digests[shard.name])
+        shard.unlink()
+    found = ShardList(address=server.address, rows=SHARD, sha256=list(digests.values()))
+    files.write_json(path.with_suffix(".json"), asdict(found))
 
 
 def train(variant: str, path: Path, seconds: float) -> dict[str, Any]:
@@ -59,6 +76,9 @@ def train(variant: str, path: Path, seconds: float) -> dict[str, Any]:
         images = np.array(images[:IN_MEMORY])
     if variant == "memory map":
         blocks.LARGE = sys.maxsize
+    if variant == "shards":
+        shards = ShardList(**json.loads(path.with_suffix(".json").read_text()))
+        images: Any = ShardedImages(shards, len(images), SHAPE, cache_gib=1)
     split = Split(images, np.zeros(len(images), np.int64))
     resident = variant == "memory"
     batches = Batches(split, Normalize(([0.5], [0.3])), BATCH_SIZE, torch.device("cpu"), resident=resident)
@@ -134,6 +154,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30, help="seconds of training that are timed")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="folder on the disk to measure (default a temporary one)")
+    parser.add_argument("--shards", help="address of a folder for shards; without it, they are not measured")
     parser.add_argument("--child", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -146,7 +167,10 @@ def main() -> None:
         write_images(path, given.images)
         print(f"{given.images:,} images, {path.stat().st_size / 2**30:.1f} GiB", flush=True)
         lines = [["images", "images per second", "peak memory, MiB", "without mapped files, MiB"]]
-        for variant in VARIANTS * given.rounds:
+        if given.shards:
+            upload(path, Folder(given.shards))
+            os.environ["IMAGECLF_CACHE"] = folder
+        for variant in VARIANTS[: 4 if given.shards else 3] * given.rounds:
             found = measure(variant, path, given.seconds, given.limit)
             amounts = [f"{found[key] / 2**20:,.0f}" for key in ("peak_bytes", "private_bytes")]
             lines.append([variant, f"{found['images_per_second']:,.0f}", *amounts])
