@@ -11,7 +11,11 @@ import browser
 import mlflow_server
 import pytest
 from browser import needs_browser
+from disks import fill, mounted
 from project import Project, Run, local_path
+
+from imageclf.core import paths
+from imageclf.tracking.client import INCOMPLETE
 
 pytestmark = pytest.mark.pipeline
 EPOCHS = 3
@@ -114,6 +118,29 @@ def test_a_run_that_lost_its_server_is_completed(project: Project) -> None:
         database.execute("update runs set status = 'KILLED' where run_uuid = ?", (key,))
     assert "1 recorded now" in project.run(*SYNC)
     assert_complete(project.only_run("known"), files_of(project, "known"))
+
+
+@pytest.mark.parametrize("left", [0, 400_000], ids=["full before the run", "full during the run"])
+def test_a_full_disk_costs_only_the_record_and_sync_completes_it(tmp_path: Path, left: int) -> None:
+    project = Project(tmp_path / "project", epochs=str(EPOCHS), model="mlp", hidden="8")
+    with mounted(tmp_path / "disk", "16m") as disk:
+        store = ("env", f"MLFLOW_TRACKING_URI=sqlite:///{disk}/mlflow.db")
+        project.run(*store, "dvc", "exp", "run", "-n", "room")
+        expected = (project.root / paths.MODEL_SPEC).read_text()
+        ballast = fill(disk, left)
+        output = project.run(*store, "dvc", "exp", "run", "-f", "-n", "no-room")
+        assert "Traceback" not in output
+        for stage in ("train", "evaluate"):
+            _, _, printed = output.partition(f"Running stage '{stage}'")
+            (sentence,) = [line for line in printed.partition("Running stage")[0].splitlines() if "tracking:" in line]
+            assert sentence.endswith(INCOMPLETE)
+            assert "database or disk is full" in sentence or "No space left on device" in sentence
+        assert (project.root / paths.MODEL_SPEC).read_text() == expected
+        ballast.unlink()
+        assert "2 experiments: 1 were complete in MLflow, 1 recorded now, 0 could not" in project.run(*store, *SYNC)
+        room, no_room = sorted(project.runs(disk), key=lambda run: run.name, reverse=True)
+        assert_complete(no_room, files_of(project, "no-room"))
+        assert room.status == "FINISHED"
 
 
 def test_the_run_of_a_removed_experiment_is_tagged(project: Project) -> None:

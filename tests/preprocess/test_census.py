@@ -19,6 +19,7 @@ from imageclf.contracts.raw import IMAGES_MANIFEST, IMAGES_TAR
 from imageclf.core import files
 from imageclf.core.errors import UserError
 from imageclf.preprocess import folder
+from imageclf.preprocess.report.measure import measure
 
 
 def own(per_class: Mapping[str, int]) -> dict[str, bytes]:
@@ -194,6 +195,19 @@ def test_images_that_image_size_squeezes_are_counted(tmp_path: Path) -> None:
     shapes = {"wide": (8, 17), "tall": (17, 8), "twice": (8, 16), "square": (9, 9)}
     contents = PLAIN | {f"train/cat/{name}": encode(noise(99, 17, 17)[:h, :w]) for name, (h, w) in shapes.items()}
     assert balanced(prepared(tmp_path, contents, image_size=8))["traits"] == {"squeezed": 2}
+
+
+def test_dark_drawings_that_are_lost_on_black_are_counted(tmp_path: Path) -> None:
+    dark, bright = Image.new("RGBA", (8, 8)), Image.new("RGBA", (8, 8))
+    dark.paste((20, 20, 20, 255), (2, 2, 6, 6))
+    bright.paste((200, 20, 20, 255), (2, 2, 6, 6))
+    contents = PLAIN | {"train/cat/dark.png": encode(dark), "train/cat/bright.png": encode(bright)}
+    data = prepared(tmp_path, contents)
+    manifest = balanced(data)
+    assert manifest["traits"] == {"transparent": 2, "flat": 1, "hidden": 1}
+    assert manifest["notes"][1:] == ["images: 2 with transparent pixels, placed on black"]
+    warning = measure(data.folder, data.manifest).warnings[0]
+    assert warning.startswith("1 of 28 images show almost nothing, because their transparent pixels become black; put")
 
 
 def test_only_the_traits_of_used_images_are_counted(tmp_path: Path) -> None:

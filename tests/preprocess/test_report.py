@@ -136,10 +136,10 @@ def test_planted_mistakes_are_found(permute_seed: int | None, tmp_path: Path) ->
     assert found.near.count == 2
     assert {pair[:2] for pair in found.near.pairs} == {(4, 10), (5, 11)}
     beginnings = [
-        "1 of 20 test images are also in train or val",
+        "1 of 20 test images have the same pixels as one in train or val",
         "2 of 20 test images have a near-duplicate in train",
-        "1 images are in more than one class",
-        "1 classes have fewer than 10 train images ('dog')",
+        "1 picture is in more than one class, compared by the pixels",
+        "1 class has fewer than 10 train images ('dog')",
         "the largest class has 11 times the train images of the smallest",
     ]
     assert len(found.warnings) == len(beginnings)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from disks import fill, mounted
 from stage_run import PIPELINE, outputs, run_stage, run_until, temporary_files, write_params
 
 pytestmark = pytest.mark.faults
@@ -59,30 +60,11 @@ def test_a_file_that_does_not_fit_is_named_and_earlier_outputs_stay(root: Path, 
 # --- a real full disk ---
 
 
-def mounted(place: Path, size: str) -> None:
-    """Mount a small disk in memory, or skip the test if that is not allowed."""
-    place.mkdir(exist_ok=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a disk of 8 MB."""
-    mounted(tmp_path / "disk", "8m")
-    yield tmp_path / "disk"
-    subprocess.run(["umount", tmp_path / "disk"], check=True)
-
-
-def fill(disk: Path, left: int) -> Path:
-    """Write a file that fills the disk up to about `left` bytes."""
-    ballast = disk / "ballast"
-    with ballast.open("wb") as file:
-        file.write(bytes(shutil.disk_usage(disk).free - left))
-    return ballast
+    with mounted(tmp_path / "disk", "8m") as place:
+        yield place
 
 
 @pytest.mark.parametrize("stage", PIPELINE)

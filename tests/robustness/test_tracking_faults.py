@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from disks import mounted
 from project import clean_environment
 from stage_run import StageResult, outputs, run_stage, run_until, write_params
 
@@ -76,17 +77,10 @@ def locked(root: Path) -> Iterator[dict[str, str]]:
 @contextmanager
 def read_only(root: Path) -> Iterator[dict[str, str]]:
     """The database is on a read-only disk."""
-    disk = root / "disk"
-    disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True, text=True, check=False)
-    if mount.returncode:
-        pytest.skip(f"no disk can be mounted here: {mount.stderr.strip()}")
-    try:
+    with mounted(root / "disk", "100%") as disk:
         shutil.move(root / "mlflow.db", disk)
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         yield {"MLFLOW_TRACKING_URI": f"sqlite:///{disk / 'mlflow.db'}"}
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 @contextmanager

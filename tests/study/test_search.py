@@ -22,6 +22,7 @@ class Queue:
         self.rounds: list[list[str]] = []
         self.found: dict[str, Experiment] = {}
         self.fail: set[str] = set()
+        self.run_on: set[str] = set()
         self.stop_after = 99
 
     def run(self, planned: dict[str, dict[str, Any]], jobs: int) -> None:
@@ -33,7 +34,7 @@ class Queue:
         for name, values in planned.items():
             accuracy = 0.9 - abs(values["lr"] - 0.01) - 0.2 * (values.get("model") == "mlp")
             metrics = {"val": {"accuracy": accuracy}, "test": {"accuracy": 0.0}}
-            state = "failed" if name in self.fail else "success"
+            state = "running" if name in self.run_on else "failed" if name in self.fail else "success"
             self.found[name] = Experiment(name, "", state, values, metrics, (), None)
         if self.fail & planned.keys():
             raise UserError("some failed")
@@ -78,6 +79,28 @@ def test_an_interrupted_search_continues_with_the_same_trials(queue: Queue) -> N
     assert len({each.params["lr"] for each in queue.found.values()}) == 5
     search.main(["lr=0.0001..0.1", "--trials", "6", "--jobs", "2"])
     assert queue.rounds[3:] == [["search-5"]]
+
+
+def test_a_trial_that_was_killed_while_it_got_its_values_does_not_count(
+    queue: Queue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search.main(["lr=0.0001..0.1", "--trials", "1"])
+    import optuna
+
+    optuna.load_study(storage="sqlite:///.resume/search.db", study_name="search").ask()
+    search.main(["lr=0.0001..0.1", "--trials", "3"])
+    assert queue.rounds == [["search-0"], ["search-2"], ["search-3"]]
+    assert capsys.readouterr().out.count("validation accuracy of the best of 3 trials:\n") == 1
+
+
+def test_a_trial_that_has_not_ended_is_neither_failed_nor_scored(queue: Queue) -> None:
+    queue.run_on = {"search-1"}
+    queue.fail = {"search-1"}
+    with pytest.raises(UserError, match=r"^some failed$"):
+        search.main(["lr=0.0001..0.1", "--trials", "2", "--jobs", "2"])
+    queue.run_on = queue.fail = set()
+    search.main(["lr=0.0001..0.1", "--trials", "2", "--jobs", "2"])
+    assert queue.rounds == [["search-0", "search-1"], ["search-0", "search-1"]]
 
 
 def test_failed_trials_count_and_are_not_the_best(queue: Queue, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,6 +137,10 @@ def test_an_error_is_one_line_without_passwords(monkeypatch: pytest.MonkeyPatch)
     error = RuntimeError("  refused http://me:a@b:c@host/x for hush. Response body: '<html>\n...\n'\nTraceback")
     assert places.explain(error, "http://me:a@b:c@host") == "refused http://host/x for ***."
     assert places.explain(RuntimeError(), "http://host") == "RuntimeError"
+    advice = RuntimeError(
+        "(raised as a result of Query-invoked autoflush; ...)\n(sqlite3.OperationalError) disk is full"
+    )
+    assert places.explain(advice, "sqlite:///mlflow.db") == "(sqlite3.OperationalError) disk is full"
     assert len(places.explain(RuntimeError("x" * 1000), "http://host")) == 300
 
 

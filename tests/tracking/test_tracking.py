@@ -171,6 +171,19 @@ def test_sigkill_ends_the_run_as_killed(root: Path) -> None:
     wait_for_row(root, "select * from runs where status = 'KILLED'")
 
 
+FULL = """
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from imageclf.tracking.recorder.store import Store
+def full(*_):
+    raise MlflowException("the disk is full", TEMPORARILY_UNAVAILABLE)
+MlflowClient.set_terminated = full
+Store()
+"""
+"""A start of the recorder while the disk of the database is full."""
+
+
 def test_the_next_start_ends_a_run_whose_recorder_was_killed_too(root: Path) -> None:
     process = start(LONG)
     wait_for_row(root, "select * from metrics")
@@ -178,6 +191,7 @@ def test_the_next_start_ends_a_run_whose_recorder_was_killed_too(root: Path) -> 
     os.kill(int(recorder), signal.SIGKILL)
     process.kill()
     finish(process)
+    finish(start(FULL))
     assert rows(root, "select status from runs") == [("RUNNING",)]
     finish(start())
     assert rows(root, "select status from runs order by start_time") == [("KILLED",), ("FINISHED",)]

@@ -98,7 +98,7 @@ def remarks(train_accuracy: float, accuracy: float, classes: PerClass, names: Se
     if missed:
         examples = ", ".join(map(repr, missed[:3])) + (", ..." if len(missed) > 3 else "")
         found.append(
-            f"{len(missed):,} of {len(names):,} classes are never recognized: {examples}; class_weights=balanced gives "
-            "rare classes more weight, and per_class.csv has the scores of all classes"
+            f"{len(missed):,} of {len(names):,} classes {'is' if len(missed) == 1 else 'are'} never recognized: "
+            f"{examples}; class_weights=balanced gives rare classes more weight, and per_class.csv has all scores"
         )
     return found

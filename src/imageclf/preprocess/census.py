@@ -41,7 +41,8 @@ def take_census(raw: RawData, parts: Sequence[Part], other_classes: int) -> Repo
             notes.append(f"{other_classes:,} images of the classes that `classes` does not name are left out")
         return Report(notes, None, None)
     facts = np.concatenate([_facts(raw, part) for part in parts])
-    traits = {trait: count for trait in Trait if (count := int(((facts["traits"] & trait) > 0).sum()))}
+    counted = {trait: int(((facts["traits"] & trait) == trait).sum()) for trait in (*Trait, Trait.HIDDEN)}
+    traits = {trait: count for trait, count in counted.items() if count}
     same = duplicates(raw, parts)
     notes = [_balance(raw, len(facts), other_classes), *notes, *_on_duplicates(same)]
     counts = Census(
@@ -130,7 +131,7 @@ def _on_traits(traits: dict[Trait, int], used: int, gray16_bits: int) -> Iterato
         yield f"{gray:,} of the {used:,} images are gray: they become color images with three equal channels"
     if counted := [f"{traits[trait]:,} {sentence}" for trait, sentence in SENTENCES.items() if trait in traits]:
         yield f"images: {'; '.join(counted)}"
-    if flat := traits.get(Trait.FLAT):
+    if flat := traits.get(Trait.FLAT, 0) - traits.get(Trait.HIDDEN, 0):  # the report has a warning for these
         yield (
             f"{flat:,} of the {used:,} images use less than a tenth of the levels 0..255: "
             "unless they are blank, scale their files to the whole range"

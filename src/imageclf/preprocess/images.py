@@ -56,6 +56,8 @@ class Trait(IntFlag):
     SQUEEZED = auto()
     FLAT = auto()
     """All pixels within a tenth of the 256 levels."""
+    HIDDEN = TRANSPARENT | FLAT
+    """A dark drawing on transparent pixels, which is lost on the black background; it has no bit of its own."""
 
 
 class Decoded(NamedTuple):

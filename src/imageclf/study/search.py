@@ -79,8 +79,9 @@ def run(study: "Study", space: Space, trials: int, jobs: int) -> None:
     from optuna.trial import TrialState
 
     while True:
-        waiting = study.get_trials(states=[TrialState.RUNNING])  # left by a search that was interrupted
-        ended = len(study.trials) - len(waiting)
+        known = proposed(study, space)
+        waiting = [trial for trial in known if trial.state == TrialState.RUNNING]  # left by an interrupted search
+        ended = len(known) - len(waiting)
         # The seed is the number of trials: a sampler with one seed would propose the same values after each restart.
         study.sampler = TPESampler(seed=len(study.trials), constant_liar=True)
         chosen = [*waiting, *(study.ask(space) for _ in range(min(jobs, trials - ended) - len(waiting)))]
@@ -89,7 +90,13 @@ def run(study: "Study", space: Space, trials: int, jobs: int) -> None:
         _run_round(study, {f"{study.study_name}-{trial.number}": trial for trial in chosen}, space, jobs)
 
 
+def proposed(study: "Study", space: Space) -> "list[FrozenTrial]":
+    """Return the trials that have all values; a search that is killed while it proposes them leaves one without."""
+    return [trial for trial in study.trials if trial.params.keys() == space.keys()]
+
+
 def _run_round(study: "Study", chosen: "dict[str, Trial | FrozenTrial]", space: Space, jobs: int) -> None:
+    """Run these trials and store their scores; raise `UserError` if none has one, or if some have not ended."""
     from optuna.trial import TrialState
 
     failure: UserError | None = None
@@ -97,9 +104,10 @@ def _run_round(study: "Study", chosen: "dict[str, Trial | FrozenTrial]", space: 
         launch.run({name: values_of(trial, space) for name, trial in chosen.items()}, jobs)
     except UserError as error:
         failure = error
-    found = experiments.show()
-    scores = {name: found[name].metrics["val"]["accuracy"] for name in chosen if name in found and found[name].complete}
-    if failure and not scores:
+    known = experiments.show()
+    found = {name: known[name] for name in chosen if name in known and known[name].state in {"success", "failed"}}
+    scores = {name: each.metrics["val"]["accuracy"] for name, each in found.items() if each.complete}
+    if failure and not (scores and found.keys() == chosen.keys()):
         raise failure
     for name, trial in chosen.items():
         study.tell(trial.number, scores.get(name), state=None if name in scores else TrialState.FAIL)
@@ -110,7 +118,7 @@ def summarize(study: "Study", space: Space) -> str:
     from optuna.trial import TrialState
 
     done = sorted(study.get_trials(states=[TrialState.COMPLETE]), key=lambda trial: -(trial.value or 0))
-    lines = [f"validation accuracy of the best of {len(study.trials):,} trials:"]
+    lines = [f"validation accuracy of the best of {len(proposed(study, space)):,} trials:"]
     for trial in done[:SHOWN]:
         values = values_of(trial, space)
         changes = " ".join(experiments.override(*pair) for pair in values.items())

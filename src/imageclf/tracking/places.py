@@ -109,6 +109,7 @@ def explain(error: BaseException, uri: str) -> str:
             f"MLflow does not support the address {without_password(uri)}; a server's starts with http:// or https://"
         )
     text, _, _ = text.partition(" Response body: '<")  # an HTML page
+    text = re.sub(r"^\(raised as a result of .*\n", "", text)  # SQLAlchemy's advice, before the cause
     text = re.sub(r"HTTPS?ConnectionPool\(.*?\): Max retries exceeded with url: \S+ \(Caused by (.*)\)", r"\1", text)
     for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"):
         if secret := os.environ.get(name):

@@ -99,10 +99,16 @@ def _warnings(
     found: Near | None,
 ) -> Iterator[str]:
     test = manifest.counts["test"]
+    if manifest.census and (hidden := manifest.census.traits.get("hidden")):
+        yield (
+            f"{hidden:,} of {manifest.census.used:,} images show almost nothing, because their transparent pixels "
+            "become black; put dark drawings on white first, also those to predict, for example with ImageMagick: "
+            "mogrify -background white -alpha remove FOLDER/*/*.png"
+        )
     if shared["test"]:
         yield (
-            f"{shared['test']:,} of {test:,} test images are also in train or val, so the test scores are too good; "
-            "keep each image in one split"
+            f"{shared['test']:,} of {test:,} test images have the same pixels as one in train or val, so the test "
+            "scores are too good; keep each image in one split"
         )
     if found is not None and found.count:
         yield (
@@ -110,16 +116,24 @@ def _warnings(
             "test scores may be too good; keep pictures of one scene in one split"
         )
     if relabeled:
-        yield f"{relabeled:,} images are in more than one class; keep each in the right one"
+        yield (
+            f"{_counted(relabeled, 'picture is', 'pictures are')} in more than one class, compared by the pixels; "
+            "keep each in the right one"
+        )
     few = np.flatnonzero(train < FEW)
     if len(few):
         names = _first([manifest.classes[number] for number in few])
-        yield f"{len(few):,} classes have fewer than {FEW} train images ({names}); add images, or leave the classes out"
+        classes = _counted(len(few), "class has", "classes have")
+        yield f"{classes} fewer than {FEW} train images ({names}); add images, or leave the classes out"
     if train.max() > UNEQUAL * train.min():
         yield (
             f"the largest class has {train.max() / max(train.min(), 1):,.0f} times the train images of the smallest; "
             "look at the balanced accuracy, and try class_weights=balanced"
         )
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def _first(names: Sequence[str], most: int = 3) -> str:

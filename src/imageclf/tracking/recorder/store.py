@@ -104,13 +104,16 @@ class Store:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
                 continue
+            full = False
             try:
                 run_id = path.stem.removeprefix("run-")
                 if self.client.get_run(run_id).info.status == "RUNNING":
                     self.client.set_terminated(run_id, "KILLED")
-            except Exception as error:  # noqa: BLE001 - the run was deleted, or is in another store
+            except Exception as error:  # noqa: BLE001 - the run was deleted, is in another store, or the disk is full
                 print(f"{path.name}: {error}", file=sys.stderr)
-            path.unlink(missing_ok=True)
+                full = getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
+            if not full:  # else the next start tries again
+                path.unlink(missing_ok=True)
             lock.release()
 
     def create_run(self, opening: Opening, **tags: str) -> "Run":
