@@ -1,5 +1,6 @@
 """Tests of the shuffling in blocks: every image once, the same order from memory and from a file, at any start."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from imageclf.training.loading import blocks
 from imageclf.training.loading.augment import Augmentation
 from imageclf.training.loading.batches import Batches, Normalize
 from imageclf.training.loading.blocks import BlockOrder, one_ahead
+from imageclf.training.ranks import Ranks
 
 Found = list[tuple[Tensor, Tensor]]
 
@@ -80,6 +82,30 @@ def test_memory_and_file_give_the_same_bits(tmp_path: Path) -> None:
 def test_a_resumed_epoch_continues_with_the_same_bits(skip: int, tmp_path: Path) -> None:
     split = mapped(numbered(61), tmp_path)
     assert_equal(shuffled(split, skip=skip, shift=1), shuffled(split, shift=1)[skip:])
+
+
+@pytest.mark.parametrize(("block_bytes", "share"), [(20, 0.34), (80, 1.0)], ids=["one image", "four images"])
+def test_each_rank_reads_its_part_of_every_batch_and_only_blocks_that_it_needs(
+    block_bytes: int, share: float, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
+    split, device = mapped(numbered(601), tmp_path), torch.device("cpu")
+    reading, read = os.preadv, list[int]()
+    monkeypatch.setattr(blocks.os, "preadv", lambda *args: read.append(len(args[1][0])) or reading(*args))
+    parts: list[Found] = []
+    for rank in range(3):
+        read.clear()
+        batches = Batches(
+            split, Normalize(([0.0], [1 / 255])), 24, device, resident=False, ranks=Ranks(rank, 3),
+            augmentation=Augmentation(shift=1, flip=True, cutout=0, fill=0),
+        )  # fmt: skip
+        parts.append(list(batches.shuffled(0, 2)))
+        assert sum(read) <= share * split.images.nbytes
+    together = [
+        (torch.cat([images for images, _ in each]), torch.cat([targets for _, targets in each]))
+        for each in zip(*parts, strict=True)
+    ]
+    assert_equal(together, shuffled(split, 24, skip=2, shift=1))
 
 
 def test_another_seed_gives_another_order(tmp_path: Path) -> None:
