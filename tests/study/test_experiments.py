@@ -1,5 +1,6 @@
 """Tests that the output of DVC's commands becomes experiments; `test_recipes` runs the real queue."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -148,3 +149,17 @@ def test_a_missing_identity_is_reported_with_the_commands_that_set_it(
         experiments.check_identity()
     monkeypatch.setenv(f"GIT_COMMITTER_{missing.removeprefix('user.').upper()}", "somebody")
     experiments.check_identity()
+
+
+def test_a_dvc_that_queues_keeps_others_waiting_after_its_parent_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with experiments.tree_at_rest() as lock:
+        child = subprocess.Popen(["sleep", "600"], pass_fds=(lock,))
+    with (tmp_path / ".dvc/tmp/queueing.lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    child.kill()
+    child.wait()
+    with experiments.tree_at_rest():
+        pass

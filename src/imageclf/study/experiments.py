@@ -3,6 +3,7 @@
 Everything goes through DVC's own commands, each of which takes a second or more.
 """
 
+import fcntl
 import functools
 import json
 import os
@@ -11,15 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imageclf.core import paths
 from imageclf.core.errors import UserError
 
 PAUSE_S, TRIES = 1.0, 3
-"""Pause between tries of a command that talks to workers; it fails if it reads a message that is being written."""
+"""Pause between tries of a command that talks to workers, or reads their copies.
+
+It fails if it reads a message that is being written, or a copy that is being deleted.
+"""
 SHOW_S = 120.0
 """Time limit of `dvc exp show`, which takes seconds, but never ends if a copy that it reads is deleted meanwhile."""
 
@@ -51,7 +57,7 @@ def show(baseline: str = "HEAD") -> dict[str, Experiment]:
 
     Raises `UserError` if DVC does not answer.
     """
-    states = json.loads(run_dvc("exp", "show", "--json", "--rev", baseline, patience_s=SHOW_S))
+    states = json.loads(run_dvc_again("exp", "show", "--json", "--rev", baseline, patience_s=SHOW_S))
     found: dict[str, Experiment] = {}
     for entry in states[-1]["experiments"] or []:
         experiment = _read(entry)
@@ -63,7 +69,21 @@ def show(baseline: str = "HEAD") -> dict[str, Experiment]:
 def queue(name: str, values: dict[str, Any]) -> None:
     """Queue an experiment of the working tree as it is now, with these values of parameters."""
     changes = [part for key, value in values.items() for part in ("--set-param", override(key, value))]
-    run_dvc("exp", "run", "--queue", "--name", name, *changes)
+    with tree_at_rest() as lock:
+        run_dvc("exp", "run", "--queue", "--name", name, *changes, pass_fds=(lock,))
+
+
+@contextmanager
+def tree_at_rest() -> Iterator[int]:
+    """Wait until no `queue` runs, whose DVC changes params.yaml for seconds, and let none begin inside the context.
+
+    DVC gets the yielded descriptor of a lock file, so that it keeps the lock if the process that started it is killed.
+    """
+    place = paths.repository() / ".dvc/tmp/queueing.lock"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def override(key: str, value: object) -> str:
@@ -119,18 +139,18 @@ def forget_failed(names: Collection[str]) -> None:
         run_dvc("queue", "remove", *names)
 
 
-def run_dvc_again(*arguments: str, **environment: str) -> str:
-    """Run a command that talks to the workers, up to `TRIES` times; return what it printed."""
+def run_dvc_again(*arguments: str, patience_s: float | None = None) -> str:
+    """Run a command that talks to the workers or reads their copies, up to `TRIES` times; return what it printed."""
     for _ in range(TRIES - 1):
         try:
-            return run_dvc(*arguments, patience_s=None, **environment)
+            return run_dvc(*arguments, patience_s=patience_s)
         except UserError:
             time.sleep(PAUSE_S)
-    return run_dvc(*arguments, patience_s=None, **environment)
+    return run_dvc(*arguments, patience_s=patience_s)
 
 
-def run_dvc(*arguments: str, patience_s: float | None = None, **environment: str) -> str:
-    """Run `dvc ...` and return what it printed.
+def run_dvc(*arguments: str, patience_s: float | None = None, pass_fds: Collection[int] = ()) -> str:
+    """Run `dvc ...`, which inherits the descriptors `pass_fds`, and return what it printed.
 
     Raises `UserError` with DVC's message if it fails, or if it does not end within `patience_s` seconds.
     """
@@ -141,8 +161,9 @@ def run_dvc(*arguments: str, patience_s: float | None = None, **environment: str
             [sys.executable, "-m", "dvc", *arguments],
             stdout=output,
             stderr=errors,
-            env={**os.environ, "PATH": os.pathsep.join([tools, os.environ.get("PATH", "")]), **environment},
+            env={**os.environ, "PATH": os.pathsep.join([tools, os.environ.get("PATH", "")])},
             start_new_session=True,
+            pass_fds=pass_fds,
         )
         try:
             code = process.wait(patience_s)

@@ -25,8 +25,9 @@ TAIL = 15
 
 def run(planned: dict[str, Values], jobs: int) -> None:
     """Queue the experiments that do not exist and wait until all have ended; raise `UserError` if one failed."""
-    known = experiments.show()
-    new = missing(planned, known)
+    with experiments.tree_at_rest():
+        known = experiments.show()
+        new = missing(planned, known)
     waiting = [name for name in planned if name in new or not known[name].complete]
     print(f"{len(planned) - len(waiting)} of {len(planned)} experiments exist already")
     if new:

@@ -160,7 +160,8 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> None:
     parser.add_argument("--jobs", type=launch.count, default=1, help="experiments that run at a time (default 1)")
     parser.add_argument("--name", default="search", help="name of the search and of its experiments (default search)")
     given = parser.parse_args(arguments)
-    base = yaml12.read(paths.PARAMS)
+    with experiments.tree_at_rest():  # an interrupted search may have left DVC at work
+        base = yaml12.read(paths.PARAMS)
     if not base.get("val_fraction"):
         raise UserError("search needs validation images; set val_fraction in params.yaml, for example to 0.1")
     try:
