@@ -217,7 +217,7 @@ def test_a_server_may_fail_for_minutes(
 
 def test_patience_ends_with_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data, _ = move(prepared(tmp_path / "data"), tmp_path / "server")
-    monkeypatch.setattr(shards, "PATIENCE_S", -1)
+    monkeypatch.setattr(Folder._patiently, "__defaults__", (0,))
     for path in (tmp_path / "server").iterdir():
         path.unlink()
     with pytest.raises(UserError, match=r"fails \(FileNotFoundError: .*\); the same command continues when it works"):
@@ -229,6 +229,12 @@ def test_a_refused_access_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(type(server._files), "pipe_file", failing(1, PermissionError("Forbidden"), print))
     with pytest.raises(UserError, match=r"^shards: .* refuses access \(Forbidden\)$"):
         server.check()
+
+
+def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"^shards: .*/file/folder fails \((NotADirectory|FileExists)Error: .*"):
+        Folder(str(tmp_path / "file/folder")).check()
 
 
 def test_a_damaged_shard_is_named_and_not_kept(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 from filelock import FileLock
@@ -66,12 +67,13 @@ class Folder:
         self._files, self._folder = found
 
     def check(self) -> None:
-        """Raise `UserError` if no file can be written there."""
-        self._patiently(self._check)
+        """Raise `UserError` at once if no file can be written there."""
+        self._patiently(self._check, patience_s=0)
 
     def _check(self) -> None:
-        self._call("pipe_file", f"{self._folder}/check", b"")
-        self._call("rm_file", f"{self._folder}/check")
+        path = f"{self._folder}/check-{uuid4().hex}"
+        self._call("pipe_file", path, b"")
+        self._call("rm_file", path)
 
     def put(self, path: Path, sha256: str) -> None:
         """Upload a shard, unless it is there."""
@@ -108,8 +110,8 @@ class Folder:
 
         return sync(self._files.loop, limited)
 
-    def _patiently(self, action: Callable[[], None]) -> None:
-        """Do it, and if it fails, again for `PATIENCE_S`: a server may be restarted."""
+    def _patiently(self, action: Callable[[], None], patience_s: float = PATIENCE_S) -> None:
+        """Do it, and if it fails, again for `patience_s`: a server may be restarted."""
         start = time.monotonic()
         for attempt in itertools.count():
             try:
@@ -118,10 +120,10 @@ class Folder:
                 raise UserError(f"shards: {self.address} refuses access ({first_line(error)})") from None
             except Exception as error:  # each kind of server has its own
                 problem = f"shards: {self.address} fails ({type(error).__name__}: {first_line(error)})"
-                if time.monotonic() - start > PATIENCE_S:
+                if time.monotonic() - start > patience_s:
                     raise UserError(f"{problem}; the same command continues when it works again") from error
                 if attempt == 0:
-                    print(f"{problem}; trying again for {PATIENCE_S // 60} minutes", flush=True)
+                    print(f"{problem}; trying again for {patience_s // 60} minutes", flush=True)
             else:
                 return
             time.sleep(min(2**attempt, LONGEST_PAUSE_S))
