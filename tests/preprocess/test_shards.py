@@ -38,7 +38,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(writer, "BLOCK_BYTES", 80)
     monkeypatch.setattr(blocks, "WINDOW_BYTES", 2 * SHARD_BYTES)
     monkeypatch.setenv("IMAGECLF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(shards.time, "sleep", lambda _: None)
+    monkeypatch.setattr(shards.process.stopping, "wait", lambda _: False)
 
 
 def prepared(folder: Path, *, one_hot: bool = False) -> Prepared:

@@ -117,6 +117,21 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert weights(root) == undisturbed
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_training_that_waits_for_its_server_can_be_stopped(signum: int, code: int, tmp_path: Path) -> None:
+    root = new_project(tmp_path / "project", str(tmp_path / "server"))
+    (tmp_path / "server").rename(tmp_path / "away")
+    process = start(root, "train", {})
+    assert process.stdout is not None
+    while "trying again" not in (line := process.stdout.readline()):
+        assert line
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, "Traceback" in output) == (code, False), output
+    (tmp_path / "away").rename(tmp_path / "server")
+    run(root, "train", {})
+
+
 @needs_server
 def test_a_server_that_is_killed_and_restarted_does_not_change_the_training(tmp_path: Path) -> None:
     port, folder = free_port(), tmp_path / "server"

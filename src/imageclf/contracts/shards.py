@@ -23,7 +23,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from imageclf.contracts.preparation import Shape
-from imageclf.core import files, paths
+from imageclf.core import files, paths, process
 from imageclf.core.errors import UserError, first_line
 
 PATIENCE_S = 600
@@ -126,7 +126,8 @@ class Folder:
                     print(f"{problem}; trying again for {patience_s // 60} minutes", flush=True)
             else:
                 return
-            time.sleep(min(2**attempt, LONGEST_PAUSE_S))
+            if process.stopping.wait(min(2**attempt, LONGEST_PAUSE_S)):
+                raise UserError(problem)
 
 
 class ShardedImages:

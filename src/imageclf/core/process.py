@@ -70,6 +70,10 @@ def _set_handler(signum: signal.Signals, handler: Callable[[int, FrameType | Non
     return before
 
 
+stopping = threading.Event()
+"""Set by the first deferred signal. A thread that waits for a server gives up then, with a `UserError`."""
+
+
 class DeferredSignals:
     """The first signal that arrived while signals are deferred."""
 
@@ -81,6 +85,7 @@ class DeferredSignals:
             _drop_terminal()
         if self.received is None:
             self.received = signum
+            stopping.set()
         elif signum == signal.SIGINT:
             self.stop_if_received()
 
@@ -99,6 +104,9 @@ def deferred_signals() -> Iterator[DeferredSignals]:
     before = {signum: _set_handler(signum, signals) for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield signals
+    except UserError:
+        signals.stop_if_received()  # a thread gave up because of the signal
+        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
