@@ -100,7 +100,7 @@ def ranks_of(root: Path) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if folder.joinpath("cwd").readlink() != root or b"IMAGECLF_RANK_0=" not in (
+            if folder.joinpath("cwd").readlink() != root or b"IMAGECLF_PARENT=" not in (
                 folder.joinpath("environ").read_bytes()
             ):
                 continue
