@@ -155,6 +155,7 @@ class RuntimeParams(_Strict):
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
     processes: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
+    launcher: Literal["local", "ray"]
     progress: bool
     mirror: Annotated[str, Field(min_length=1)] | None
     tracking: bool
