@@ -138,6 +138,7 @@ def test_a_lost_rank_is_tried_again(codes: dict[int, int], last: dict[int, str],
     [
         ({0: 1, 1: 1}, {0: PEER, 1: "error: out of memory\n"}, 1, "error: out of memory\n"),
         ({0: 1, 1: 1}, {0: "error: patience\n", 1: PEER}, 1, ""),
+        ({0: 1, 1: -6}, {0: "error: patience\n", 1: PEER}, 1, ""),
         ({0: 143, 1: 1}, {1: PEER}, 143, ""),
     ],
 )

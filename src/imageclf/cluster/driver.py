@@ -156,10 +156,10 @@ def follow(actors: list[Any], variables: dict[str, str], stopped: threading.Even
         for stream in ray.wait(list(running), timeout=POLL_S)[0]:
             rank, item = running[stream], ray.get(next(stream))
             if isinstance(item, int):
-                codes[rank] = item
-                del running[stream]
+                codes[running.pop(stream)] = item
                 continue
-            last[rank] = item
+            if PEER_ENDED not in last.get(rank, ""):  # torch may abort after this line
+                last[rank] = item
             if rank == 0:
                 print(item, end="", flush=True)
     if codes.get(0) != 0:
@@ -171,8 +171,8 @@ def exit_code(codes: dict[int, int], last: dict[int, str]) -> int:
 
     All others lose their connection to it. Raises `LostError` if there is no such rank, or if one was killed.
     """
-    killed = [f"rank {rank} ({code})" for rank, code in sorted(codes.items()) if code < 0]
-    failed = [rank for rank, code in sorted(codes.items()) if code > 0 and PEER_ENDED not in last.get(rank, "")]
+    failed = [rank for rank, code in sorted(codes.items()) if code and PEER_ENDED not in last.get(rank, "")]
+    killed = [f"rank {rank} ({codes[rank]})" for rank in failed if codes[rank] < 0]
     if killed or not failed:
         raise LostError(f"lost {', '.join(killed) or 'the connection between ranks'}")
     if failed[0]:  # what rank 0 prints is printed already
