@@ -235,14 +235,21 @@ def test_a_cluster_gives_the_bits_of_one_machine(processes: str, cluster: str, p
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+    ("victim", "signum", "code"),
+    [
+        ("stages.train", signal.SIGTERM, 143),
+        ("stages.train", signal.SIGINT, 130),
+        ("stages.train", signal.SIGKILL, -signal.SIGKILL),
+        ("imageclf.cluster.driver", signal.SIGKILL, 1),
+    ],
 )
 def test_a_stopped_training_leaves_no_process_on_the_cluster_and_resumes(
-    signum: int, code: int, cluster: str, prepared: Path, tmp_path: Path
+    victim: str, signum: int, code: int, cluster: str, prepared: Path, tmp_path: Path
 ) -> None:
     root = new_project(prepared, tmp_path / "project", **LONGER, launcher="ray")
     with training(root, cluster) as process:
-        process.send_signal(signum)
+        drivers = [number for number in processes_of(root) if b"imageclf.cluster.driver" in read(number, "cmdline")]
+        os.kill(process.pid if victim == "stages.train" else drivers[0], signum)
         output, _ = process.communicate(timeout=100)
         assert process.returncode == code, output
     assert "Traceback" not in output
