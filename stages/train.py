@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from imageclf import params, yaml12
+from imageclf.cluster import launch
 from imageclf.contracts import dataset, history, model, pretrained
 from imageclf.contracts.dataset import Prepared
 from imageclf.contracts.model import ModelSpec
@@ -34,6 +35,12 @@ def main() -> None:
     options, machine = settings.of(TrainParams), settings.runtime
     data = dataset.read(paths.PROCESSED, machine.shard_cache)
     learned = pretrained.read(paths.PRETRAINED)
+    if machine.launcher == "ray":
+        identity = training_key(options, machine.model_copy(update={"threads": 1}), data, learned)
+        if launch.IDENTITY not in os.environ:
+            launch.train(identity)
+            return
+        machine = launch.settings_of_rank(machine, identity)
     key = training_key(options, machine, data, learned)
     if ranks.rank():
         ranks.end_with_rank_0()

@@ -30,6 +30,7 @@ CLASSES = {
 }
 
 NOT_LISTED = {
+    "cluster": "it starts the stage on other machines, which compute the same",
     "tracking": "what MLflow and the terminal are told changes no output",
     "params.py": "it can only parse or refuse; the values themselves are listed as `params`",
     "param_errors.py": "the same",
@@ -93,6 +94,7 @@ def test_train_lists_nothing_that_it_does_not_import() -> None:
     [
         "usage/addresses.py",
         "download/weights.py",
+        "cluster/driver.py",
         "tracking/events.py",
         "tracking/recorder/__main__.py",
         "tracking/recorder/served_model.py",
@@ -251,7 +253,7 @@ ROWS = [
     ["stages", "cli", "recipes", "compare"],
     ["usage"],
     ["study", "tracking", "inference", "evaluation"],
-    ["training", "preprocess", "download"],
+    ["training", "preprocess", "download", "cluster"],
     ["models", "params", "param_errors"],
     ["contracts"],
     ["core", "yaml12"],

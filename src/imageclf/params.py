@@ -156,6 +156,7 @@ class RuntimeParams(_Strict):
     device: Literal["auto", "cuda", "mps", "cpu"]
     threads: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
     processes: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
+    launcher: Literal["local", "ray"]
     progress: bool
     shard_cache: Annotated[int, Field(ge=1, le=1_000_000)]
     mirror: Annotated[str, Field(min_length=1)] | None

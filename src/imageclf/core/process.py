@@ -20,6 +20,10 @@ from imageclf.core.cores import limit_spinning
 from imageclf.core.detached import reattach
 from imageclf.core.errors import UserError, first_line
 
+PARENT = "IMAGECLF_PARENT"
+"""Variable with the id of the process that has started this one, and with which it ends."""
+PR_SET_PDEATHSIG = 1
+"""The number of this option in <sys/prctl.h>."""
 WATCH_S = 0.5
 """Seconds between two checks that DVC is still running."""
 GRACE_S = 5.0
@@ -113,6 +117,18 @@ def deferred_signals() -> Iterator[DeferredSignals]:
     signals.stop_if_received()
 
 
+def end_with_parent(signum: int = signal.SIGKILL) -> bool:
+    """Let Linux send this process a signal when the one that `PARENT` names ends; return False if it names none."""
+    parent = os.environ.pop(PARENT, None)
+    if parent is not None and sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signum)
+        if os.getppid() != int(parent):  # it has ended before this call
+            os.kill(os.getpid(), signum)
+    return parent is not None
+
+
 def _stop_when_parent_ends(parent: int) -> None:
     """Stop as if by SIGTERM when `parent` has ended: the next `dvc repro` writes to the same outputs."""
 
@@ -143,13 +159,14 @@ def _exit_after(error: OSError) -> NoReturn:
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; exit 1 on a `UserError` or a failing disk, 130, 143 or 129 on Ctrl-C, SIGTERM or SIGHUP.
 
-    `main` imports torch, not the module that calls this. A stage that DVC runs stops when DVC ends. After success, the
-    process exits at once: unloading torch takes a second.
+    `main` imports torch, not the module that calls this. A stage that DVC runs stops when DVC ends, and
+    one with the variable `PARENT` is killed when that process ends. After success, the process exits at once: unloading
+    torch takes a second.
     """
     limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a class name may have characters that stdout cannot encode
-    dvc = os.getppid() if "DVC_ROOT" in os.environ else None
+    dvc = None if end_with_parent() or "DVC_ROOT" not in os.environ else os.getppid()
     _set_handler(signal.SIGTERM, _terminate)
     _set_handler(signal.SIGHUP, _terminate)
     if dvc is not None:

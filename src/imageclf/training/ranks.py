@@ -8,7 +8,6 @@ The sums of all ranks are added in the order of the ranks. So the weights equal,
 takes each batch in as many micro-batches.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from imageclf.core import process
 from imageclf.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -31,10 +31,8 @@ MEETING_S = 120
 """Seconds in which all ranks must have started."""
 STEP_S = 24 * 3600
 """Seconds for which a rank waits for another: rank 0 also validates and saves. A dead rank is noticed at once."""
-PARENT = "IMAGECLF_RANK_0"
-"""Variable with the process id of rank 0, in the ranks that it has started."""
-PR_SET_PDEATHSIG = 1
-"""The number of this option in <sys/prctl.h>."""
+PEER_ENDED = "another process of this training has ended"
+"""Beginning of the message of a rank that has lost its connection to another one."""
 DEATH_S = 2.0
 """Seconds in which a rank whose connection has ended becomes a dead process."""
 
@@ -134,7 +132,7 @@ def _children(size: int, port: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start ranks 1, 2, ... of this stage, and end them with the block."""
     meeting = {"WORLD_SIZE": str(size), "MASTER_PORT": str(port)}
     os.environ.update(meeting)
-    meeting[PARENT] = str(os.getpid())
+    meeting[process.PARENT] = str(os.getpid())
     children = [_start({**meeting, "RANK": str(number), "LOCAL_RANK": str(number)}) for number in range(1, size)]
     try:
         yield children
@@ -163,12 +161,6 @@ def end_with_rank_0() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    parent = os.environ.get(PARENT)
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it has ended before this call
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
@@ -184,9 +176,7 @@ def _named_by(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
         if not dead and not re.search("Connection (closed|reset)|Broken pipe", str(error)):
             raise
         codes = f", with an exit code: {', '.join(dead)}" if dead else ""
-        raise UserError(
-            f"another process of this training has ended{codes} ({first_line(error)}); the same command resumes it"
-        ) from error
+        raise UserError(f"{PEER_ENDED}{codes} ({first_line(error)}); the same command resumes it") from error
 
 
 @contextmanager
@@ -196,7 +186,7 @@ def _connected(server: socket.socket | None, device: "torch.device") -> Iterator
 
     number, size = rank(), int(os.environ["WORLD_SIZE"])
     store = None
-    if server is not None or PARENT in os.environ:
+    if server is not None or "MASTER_ADDR" not in os.environ:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # works also if the name of the host cannot be resolved
         store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
             "127.0.0.1",
