@@ -72,7 +72,7 @@ def accuracy(data: Prepared, train: Split, parameters: dict[str, object], order:
     optimizer = optim.OPTIMIZERS["adam"](net, optim.OptimizerOptions(lr=0.001))
     size = int(str(parameters["batch_size"]))
     batches = Batches(train, normalize, size, CPU, resident=made is None)
-    gradients = GradientAccumulator(net, batches, losses.LOSSES["cross_entropy"], 0.0, FLOAT32, compiled=False)
+    gradients = GradientAccumulator(net, batches, losses.LOSSES["cross_entropy"], 0.0, FLOAT32)
     for epoch in range(EPOCHS):
         for pixels, targets in batches.shuffled(runtime.derive(seed, epoch)):
             gradients(pixels, targets, len(targets))

@@ -84,7 +84,7 @@ def train(variant: str, path: Path, seconds: float) -> dict[str, Any]:
     batches = Batches(split, Normalize(([0.5], [0.3])), BATCH_SIZE, torch.device("cpu"), resident=resident)
     net = models.build("mlp", SHAPE, CLASSES, hidden=[512], dropout=0.0)
     optimizer = optim.OPTIMIZERS["adam"](net, optim.OptimizerOptions(lr=0.001))
-    gradients = GradientAccumulator(net, batches, losses.LOSSES["cross_entropy"], 0.0, FLOAT32, compiled=False)
+    gradients = GradientAccumulator(net, batches, losses.LOSSES["cross_entropy"], 0.0, FLOAT32)
     count, start = 0, 0.0
     for number, (pixels, targets) in enumerate(batch for epoch in range(100) for batch in batches.shuffled(epoch)):
         if number == 1:

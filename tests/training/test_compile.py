@@ -77,13 +77,50 @@ def test_class_weights_compile(made_split: Split, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}], ids=["plain", "all"]
+)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_compiles(
+    name: str, options: dict[str, Any], made_split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One step is compared, since Adam and its kind amplify rounding; the program and the loop keep the same state."""
+    trained: list[tuple[nn.Module, Optimizer]] = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = models.build("mlp", (1, 8, 8), 4, hidden=[16], dropout=0.0)
+        optimizer = OPTIMIZERS[name](net, OptimizerOptions(lr=0.01, **options))
+        rows = Split(made_split.images[:TRAIN], made_split.targets[:TRAIN])
+        fitted = fit(
+            net, optimizer, SCHEDULES["constant"], LOSSES["cross_entropy"], train=batches_of(rows, BATCH_SIZE),
+            val=None, epochs=2, seed=0, compiled=compiled,
+        )  # fmt: skip
+        next(fitted)
+        trained.append((net, optimizer))
+    assert capsys.readouterr().out == ""
+    (eager, its_optimizer), (net, optimizer) = trained
+    for ours, theirs in zip(net.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    flat = [str(_shapes(each.state_dict())) for each in (optimizer, its_optimizer)]
+    assert flat[0] == flat[1]
+
+
+def _shapes(state: Any) -> Any:
+    """Return a state with the shape in place of each tensor, and its keys in order."""
+    if isinstance(state, dict):
+        return {key: _shapes(state[key]) for key in sorted(state, key=str) if key != "lr"}
+    if isinstance(state, list):
+        return [_shapes(each) for each in state]
+    return tuple(state.shape) if isinstance(state, Tensor) else state
+
+
 def test_only_whole_batches_run_compiled(made_split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
     def fake_compile(step: Any, **_: object) -> Any:
-        def program(images: Tensor, targets: Tensor, weight: float) -> Any:
+        def program(images: Tensor, targets: Tensor, lr: Tensor) -> Any:
             sizes.append(len(images))
-            return step(images, targets, weight)
+            return step(images, targets, lr)
 
         return program
 
@@ -92,7 +129,8 @@ def test_only_whole_batches_run_compiled(made_split: Split, monkeypatch: pytest.
     assert sizes == [BATCH_SIZE] * 2 * (STEPS - 1)
 
 
-def test_a_compiled_training_resumes_to_the_same_bits(made_split: Split) -> None:
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_compiled_training_resumes_to_the_same_bits(name: str, made_split: Split) -> None:
     """The net has dropout: its random numbers must be the same in a new process."""
     states: dict[tuple[int, int], Any] = {}
 
@@ -104,18 +142,18 @@ def test_a_compiled_training_resumes_to_the_same_bits(made_split: Split) -> None
             states[2, 2] = (position, copies, optimizer.state_dict())
             raise KeyboardInterrupt
 
-    net, optimizer = new_training("mlp")
+    net, optimizer = new_training("mlp", name)
     with pytest.raises(KeyboardInterrupt):
         train(net, optimizer, made_split, compiled=True, on_step=keep)
     position, copies, moments = states[2, 2]
     torch.manual_seed(99)
-    resumed, its_optimizer = new_training("mlp")
+    resumed, its_optimizer = new_training("mlp", name)
     resumed.load_state_dict(copies)
     its_optimizer.load_state_dict(moments)
     for group in its_optimizer.param_groups:
         group["lr"] = 0.01
     train(resumed, its_optimizer, made_split, compiled=True, start=position)
-    whole, its_own = new_training("mlp")
+    whole, its_own = new_training("mlp", name)
     train(whole, its_own, made_split, compiled=True)
     assert all(map(torch.equal, resumed.state_dict().values(), whole.state_dict().values()))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from imageclf.core.errors import UserError
-from imageclf.training.gradients import FLOAT32, GradientAccumulator
+from imageclf.training.gradients import FLOAT32, GradientAccumulator, Step
 from imageclf.training.loading.batches import Batches
 from imageclf.training.losses import Loss, weighted
 from imageclf.training.optim import Optimizer, Schedule
@@ -88,14 +88,14 @@ def fit(
 
     `class_weights` (K,) weight the loss of each train image by its class, not the validation loss. In the first
     `freeze_epochs` epochs, only the head is trained; the statistics of batch norm do not change.
-    With `compiled`, torch.compile makes one program of all that computes the gradients of a batch; a smaller last batch
-    runs without it. Training resumes from `start` to the same bits if `net` and `optimizer` have their state from
-    there. Raises `UserError` if a loss is not finite. Losses are checked at the end of an epoch, because reading one
-    from the device waits for it.
+    With `compiled`, torch.compile makes one program of a whole step (see `Step`); a smaller last batch runs without it.
+    Training resumes from `start` to the same bits if `net` and `optimizer` have their state from there. Raises
+    `UserError` if a loss is not finite. Losses are checked at the end of an epoch, because reading one from the device
+    waits for it.
     """
     base_lr = optimizer.param_groups[0]["lr"]
     train_loss_of = loss if class_weights is None else weighted(loss, class_weights.to(train.device))
-    gradients: GradientAccumulator | None = None
+    take_step: Step | None = None
 
     def lr_at(epoch: int, step: int) -> float:
         return base_lr * schedule(((epoch - 1) * len(train) + step - 1) / (epochs * len(train)))
@@ -103,12 +103,13 @@ def fit(
     for number in range(start.epoch, epochs + 1):
         begin = start if number == start.epoch else Position(number)
         frozen = number <= freeze_epochs
-        if gradients is None or number == freeze_epochs + 1:
+        if take_step is None or number == freeze_epochs + 1:
             freeze(net, frozen=frozen)
-            gradients = GradientAccumulator(net, train, train_loss_of, label_smoothing, autocast, compiled=compiled)
+            gradients = GradientAccumulator(net, train, train_loss_of, label_smoothing, autocast)
+            take_step = Step(gradients, optimizer, compiled=compiled)
         train_mode(net, frozen=frozen)
         losses, train_accuracy = _train_epoch(
-            net, optimizer, gradients, train, start=begin, lr_at=lr_at, seed=seed, on_step=on_step
+            net, optimizer, take_step, train, start=begin, lr_at=lr_at, seed=seed, on_step=on_step
         )
         train_loss = mean_loss(losses, train, number, base_lr)
         val_loss, val_accuracy = None, None
@@ -122,7 +123,7 @@ def fit(
 def _train_epoch(
     net: nn.Module,
     optimizer: Optimizer,
-    gradients: GradientAccumulator,
+    take_step: Step,
     train: Batches,
     *,
     start: Position,
@@ -143,8 +144,7 @@ def _train_epoch(
         if train.ranks.size > 1:  # each rank has its own dropout, which does not depend on what it did before
             torch.manual_seed(derive(seed, epoch, 0, step, train.ranks.rank))
         whole = min(train.batch_size, train.num_images - (step - 1) * train.batch_size)
-        batch_loss, batch_correct = gradients(images, targets, whole)
-        optimizer.step()
+        batch_loss, batch_correct = take_step(images, targets, whole)
         losses[step - 1] = batch_loss
         correct += batch_correct
         images_seen += whole

@@ -48,8 +48,8 @@ T = TypeVar("T", bound=torch.optim.Optimizer)
 def _without_dynamo(optimizer: type[T]) -> type[T]:
     """Return one of torch's optimizers with methods that do not import torch._dynamo, which takes 1.5 s.
 
-    torch wraps these methods only so that torch.compile does not look inside. Here it never does: what it compiles
-    ends with the gradients.
+    torch wraps these methods only so that torch.compile does not look inside. Here it never does: what it compiles has
+    torch's functions of the same names (see `update`).
     """
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
     methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
@@ -57,7 +57,7 @@ def _without_dynamo(optimizer: type[T]) -> type[T]:
     return made
 
 
-_SGD, _Adam, _AdamW = (
+SGD, Adam, AdamW = (
     _without_dynamo(torch.optim.SGD),
     _without_dynamo(torch.optim.Adam),
     _without_dynamo(torch.optim.AdamW),
@@ -66,7 +66,7 @@ _TorchMuon = _without_dynamo(torch.optim.Muon)
 
 
 def _sgd(net: nn.Module, options: OptimizerOptions) -> Optimizer:
-    return _SGD(
+    return SGD(
         net.parameters(),
         options.lr,
         momentum=options.momentum,
@@ -77,14 +77,14 @@ def _sgd(net: nn.Module, options: OptimizerOptions) -> Optimizer:
 
 
 def _adam(net: nn.Module, options: OptimizerOptions) -> Optimizer:
-    return _Adam(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
+    return Adam(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
 
 
 def _adamw(net: nn.Module, options: OptimizerOptions) -> Optimizer:
-    return _AdamW(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
+    return AdamW(net.parameters(), options.lr, weight_decay=options.weight_decay, fused=True)
 
 
-class _RMSprop(_Adam):
+class RMSprop(Adam):
     """RMSprop computed by Adam's fused kernel: torch's RMSprop has no fused kernel on a CPU and takes twice as long.
 
     Adam without its first moment is RMSprop, except that Adam divides the second moment by 1 - alpha^steps. `step`
@@ -113,12 +113,12 @@ class _RMSprop(_Adam):
 
 
 def _rmsprop(net: nn.Module, options: OptimizerOptions) -> Optimizer:
-    return _RMSprop(net, options, alpha=0.99, eps=1e-8)
+    return RMSprop(net, options, alpha=0.99, eps=1e-8)
 
 
 def _rmsprop_keras(net: nn.Module, options: OptimizerOptions) -> Optimizer:
     # Defaults of keras.optimizers.RMSprop: rho 0.9, momentum 0, epsilon 1e-7; torch has 0.99, 0 and 1e-8.
-    return _RMSprop(net, options, alpha=0.9, eps=1e-7)
+    return RMSprop(net, options, alpha=0.9, eps=1e-7)
 
 
 class _Muon:
@@ -132,7 +132,7 @@ class _Muon:
         chosen = {id(weight) for weight in matrices}
         others = [weight for weight in net.parameters() if id(weight) not in chosen]
         self._parts: list[torch.optim.Optimizer] = [
-            _AdamW(others, options.lr, weight_decay=options.weight_decay, fused=True)
+            AdamW(others, options.lr, weight_decay=options.weight_decay, fused=True)
         ]
         if matrices:
             self._parts.append(

@@ -81,12 +81,12 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
     return net.to(device).to(memory_format=torch.channels_last)
 
 
-def compile_step(step: Callable[P, T]) -> Callable[P, T]:
-    """Return a function of tensors, which calls `backward`, as one program of torch.compile.
+def compile_step(step: Callable[P, T], instead: Callable[P, T] | None = None) -> Callable[P, T]:
+    """Return a function of tensors, which computes gradients, as one program of torch.compile.
 
     The program is made in the first call, for the shapes of its arguments. If torch cannot make one, a line says so,
-    and the function runs as it is. Raises `UserError` if there is no C++ compiler, which torch needs for the CPU and
-    for a GPU.
+    and the function runs as it is, or `instead` of it another one. Raises `UserError` if there is no C++ compiler,
+    which torch needs for the CPU and for a GPU.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
@@ -95,7 +95,7 @@ def compile_step(step: Callable[P, T]) -> Callable[P, T]:
     from torch._dynamo.exc import TorchDynamoException
 
     if not hasattr(dynamo.config, "trace_autograd_ops"):
-        return _uncompiled(step, f"torch {torch.__version__} cannot compile a backward pass")
+        return _uncompiled(instead or step, f"torch {torch.__version__} cannot compile a backward pass")
     torch.compiler.reset()
     dynamo.config.trace_autograd_ops = True
     program = torch.compile(step, fullgraph=True, dynamic=False)
@@ -105,7 +105,7 @@ def compile_step(step: Callable[P, T]) -> Callable[P, T]:
         try:
             return program(*args, **kwargs)
         except TorchDynamoException as error:
-            program = _uncompiled(step, first_line(error))
+            program = _uncompiled(instead or step, first_line(error))
             return program(*args, **kwargs)
 
     return compiled_or_not
