@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from imageclf import models
 from imageclf.contracts.dataset import Split
+from imageclf.core import cores
 from imageclf.core.errors import UserError
 from imageclf.training import runtime
 from imageclf.training.fit import Epoch, Position, fit
@@ -74,6 +75,21 @@ def test_every_loss_compiles(loss: str, one_hot: bool, made_split: Split, capsys
 
 def test_class_weights_compile(made_split: Split, capsys: pytest.CaptureFixture[str]) -> None:
     assert_close_training("mlp", made_split, class_weights=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert capsys.readouterr().out == ""
+
+
+def test_frozen_layers_compile(made_split: Split, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_close_training("mlp", made_split, freeze_epochs=1)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(not {"avx512_bf16", "amx_bf16"} & cores.processor_flags(), reason="no bfloat16 instructions")
+def test_mixed_precision_compiles(made_split: Split, capsys: pytest.CaptureFixture[str]) -> None:
+    (net, optimizer), (eager, its_optimizer) = (new_training("mlp", "sgd", dropout=0.0) for _ in range(2))
+    autocast = runtime.autocast("bfloat16", torch.device("cpu"))
+    found = train(net, optimizer, made_split, compiled=True, autocast=autocast)
+    expected = train(eager, its_optimizer, made_split, autocast=autocast)
+    assert found[-1].train_loss == pytest.approx(expected[-1].train_loss, rel=1e-2)
     assert capsys.readouterr().out == ""
 
 
