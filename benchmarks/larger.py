@@ -49,7 +49,7 @@ def write_images(path: Path, count: int) -> None:
 
 def upload(path: Path, server: Folder) -> None:
     """Upload the images of a file as shards, and write their list next to it."""
-    images, digests = np.load(path, mmap_mode="r"), dict[str, str]()
+    images, digests = np.load(path, mmap_mode="r", allow_pickle=False), dict[str, str]()
     for start in range(0, len(images), SHARD):
         shard = path.with_name(f"{start}.npy")
         npy.write(shard, images[start : start + SHARD], digests)
