@@ -40,7 +40,7 @@ def parameters() -> params.Params:
 def preprocess() -> dict[str, Any]:
     """Prepare the raw archives as the stage does, without checking the archives' published checksums."""
     options = parameters().of(params.PreprocessParams)
-    others = options.model_dump(exclude={"permute", *(field.name for field in fields(Preparation))})
+    others = options.model_dump(exclude={"permute", "shards", *(field.name for field in fields(Preparation))})
     start = time.perf_counter()
     prepare(DATASETS["mnist"].read(paths.RAW), paths.PROCESSED, preparation=options.preparation(), **others)
     return {"seconds": time.perf_counter() - start}

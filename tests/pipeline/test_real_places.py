@@ -1,5 +1,6 @@
 """Tests with real DVC in a folder of a larger Git repository, in a Git worktree, and on a disk without links."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_the_error_of_another_python_has_the_remedy(project: Project, tmp_path: 
     dvc = shutil.which("dvc")
     assert dvc is not None
     output = project.run(dvc, "repro", "-f", "-s", "download", code=255, PATH=search)
-    assert f"has no module platformdirs; {stages.REMEDY}" in output
+    assert re.search(rf"has no module \w+; {re.escape(stages.REMEDY)}", output)
     assert "Traceback" not in output
 
 
