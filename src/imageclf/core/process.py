@@ -113,7 +113,9 @@ def deferred_signals() -> Iterator[DeferredSignals]:
         raise
     finally:
         for signum, handler in before.items():
-            signal.signal(signum, handler)
+            # A closed terminal sends SIGHUP twice: the second one must not interrupt the end of the stage.
+            stops = signals.received is not None and signum != signal.SIGINT
+            signal.signal(signum, signal.SIG_IGN if stops else handler)
     signals.stop_if_received()
 
 
