@@ -3,6 +3,7 @@
 DVC reads only the exit code, so it must be non-zero for every stage that did not finish.
 """
 
+import errno
 import io
 import os
 import re
@@ -193,8 +194,14 @@ def run(main: Callable[[], None]) -> None:
         _exit_after(error)
     finally:
         if dvc is not None:
-            _reattach(dvc, terminated=isinstance(sys.exception(), _Terminated))
+            _reattach(dvc, terminated=_is_ending(sys.exception()))
     os._exit(0)
+
+
+def _is_ending(error: BaseException | None) -> bool:
+    """Return True if a signal stops the stage, or a write to a closed terminal failed, so that DVC ends too."""
+    cause = error.__context__ if isinstance(error, SystemExit) else None
+    return isinstance(error, _Terminated) or (isinstance(cause, OSError) and cause.errno == errno.EIO)
 
 
 def _reattach(dvc: int, *, terminated: bool) -> None:
