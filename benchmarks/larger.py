@@ -25,9 +25,10 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.output import markdown_table
 from benchmarks.scale_steps import memory
-from imageclf.contracts.shards import Folder, ShardedImages, ShardList
+from imageclf.contracts.shards import ShardedImages, ShardList
 from imageclf.core import files, process
 from imageclf.core.errors import UserError
+from imageclf.core.remote import RemoteFolder
 from imageclf.preprocess import npy
 
 SHAPE, CLASSES, BATCH_SIZE, IN_MEMORY = (1, 28, 28), 10, 2048, 600_000
@@ -47,7 +48,7 @@ def write_images(path: Path, count: int) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def upload(path: Path, server: Folder) -> None:
+def upload(path: Path, server: RemoteFolder) -> None:
     """Upload the images of a file as shards, and write their list next to it."""
     images, digests = np.load(path, mmap_mode="r", allow_pickle=False), dict[str, str]()
     for start in range(0, len(images), SHARD):
@@ -168,7 +169,7 @@ def main() -> None:
         print(f"{given.images:,} images, {path.stat().st_size / 2**30:.1f} GiB", flush=True)
         lines = [["images", "images per second", "peak memory, MiB", "without mapped files, MiB"]]
         if given.shards:
-            upload(path, Folder(given.shards))
+            upload(path, RemoteFolder(given.shards))
             os.environ["IMAGECLF_CACHE"] = folder
         for variant in VARIANTS[: 4 if given.shards else 3] * given.rounds:
             found = measure(variant, path, given.seconds, given.limit)

@@ -3,8 +3,8 @@
 from imageclf import params
 from imageclf.contracts import dataset
 from imageclf.contracts.raw import RawData, list_skipped
-from imageclf.contracts.shards import Folder
 from imageclf.core import cores, files, paths, process
+from imageclf.core.remote import RemoteFolder
 from imageclf.download.datasets import DATASETS
 from imageclf.preprocess import folder, shards
 from imageclf.preprocess.prepare import prepare
@@ -26,7 +26,7 @@ def main() -> None:
     """Write data/processed and metrics/data.json."""
     settings = params.load()
     options = settings.of(params.PreprocessParams)
-    server = Folder(options.shards) if options.shards else None
+    server = RemoteFolder(options.shards) if options.shards else None
     if server:
         server.check()
     manifest = prepare(

@@ -17,9 +17,10 @@ from helpers import prepare_with
 from imageclf.contracts import dataset, shards
 from imageclf.contracts.dataset import Prepared, Split
 from imageclf.contracts.raw import Images, RawData
-from imageclf.contracts.shards import Folder, ShardedImages, ShardList
-from imageclf.core import files
+from imageclf.contracts.shards import ShardedImages, ShardList
+from imageclf.core import files, process
 from imageclf.core.errors import UserError
+from imageclf.core.remote import RemoteFolder
 from imageclf.preprocess import npy
 from imageclf.preprocess import shards as writer
 from imageclf.preprocess.report.record import DataReport, Near, Pair
@@ -38,7 +39,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(writer, "BLOCK_BYTES", 80)
     monkeypatch.setattr(blocks, "WINDOW_BYTES", 2 * SHARD_BYTES)
     monkeypatch.setenv("IMAGECLF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(shards.process.stopping, "wait", lambda _: False)
+    monkeypatch.setattr(process.stopping, "wait", lambda _: False)
 
 
 def prepared(folder: Path, *, one_hot: bool = False) -> Prepared:
@@ -55,7 +56,7 @@ def prepared(folder: Path, *, one_hot: bool = False) -> Prepared:
 
 def move(data: Prepared, address: Path) -> tuple[Prepared, list[int]]:
     """Move the train images to shards; return the data, and the new number of each image."""
-    server = Folder(str(address))
+    server = RemoteFolder(str(address))
     server.check()
     _, numbers = writer.move(data.folder, data.manifest, server, progress=False, shard_bytes=SHARD_BYTES)
     return dataset.read(data.folder), numbers.tolist()
@@ -96,7 +97,7 @@ def test_the_same_images_give_the_same_shards_which_are_uploaded_once(
 ) -> None:
     first, _ = move(prepared(tmp_path / "one"), tmp_path / "server")
     uploads: list[object] = []
-    server = Folder(str(tmp_path / "server"))
+    server = RemoteFolder(str(tmp_path / "server"))
     monkeypatch.setattr(type(server._files), "put_file", lambda *args: uploads.append(args))
     second, _ = move(prepared(tmp_path / "two"), tmp_path / "server")
     assert second.manifest.shards == first.manifest.shards
@@ -209,7 +210,7 @@ def test_a_server_may_fail_for_minutes(
     epoch = numbers_in(data)
     for path in (tmp_path / "cache/shards").glob("*.npy"):
         path.unlink()
-    kind = type(Folder(str(tmp_path))._files)
+    kind = type(RemoteFolder(str(tmp_path))._files)
     monkeypatch.setattr(kind, "get_file", failing(5, error, kind.get_file))
     assert numbers_in(data) == epoch
     assert f"fails ({type(error).__name__}: {error}); trying again for 10 minutes\n" in capsys.readouterr().out
@@ -217,7 +218,7 @@ def test_a_server_may_fail_for_minutes(
 
 def test_patience_ends_with_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data, _ = move(prepared(tmp_path / "data"), tmp_path / "server")
-    monkeypatch.setattr(Folder._patiently, "__defaults__", (0,))
+    monkeypatch.setattr(RemoteFolder._patiently, "__defaults__", (0,))
     for path in (tmp_path / "server").iterdir():
         path.unlink()
     with pytest.raises(UserError, match=r"fails \(FileNotFoundError: .*\); the same command continues when it works"):
@@ -225,7 +226,7 @@ def test_patience_ends_with_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_refused_access_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    server = Folder(str(tmp_path))
+    server = RemoteFolder(str(tmp_path))
     monkeypatch.setattr(type(server._files), "pipe_file", failing(1, PermissionError("Forbidden"), print))
     with pytest.raises(UserError, match=r"^shards: .* refuses access \(Forbidden\)$"):
         server.check()
@@ -234,7 +235,7 @@ def test_a_refused_access_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, t
 def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"^shards: .*/file/folder fails \((NotADirectory|FileExists)Error: .*"):
-        Folder(str(tmp_path / "file/folder")).check()
+        RemoteFolder(str(tmp_path / "file/folder")).check()
 
 
 def test_a_damaged_shard_is_named_and_not_kept(tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def test_a_damaged_shard_is_named_and_not_kept(tmp_path: Path) -> None:
 
 def test_a_shard_that_arrived_in_part_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data, _ = move(prepared(tmp_path / "data"), tmp_path / "server")
-    kind = type(Folder(str(tmp_path))._files)
+    kind = type(RemoteFolder(str(tmp_path))._files)
     whole = kind.get_file
     parts = iter([b"\x93NUMPY", b""])
 
@@ -263,7 +264,7 @@ def test_a_shard_that_arrived_in_part_is_fetched_again(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("address", ["nothing://bucket/folder", "abfs://container/folder"])
 def test_an_address_that_nothing_can_read_is_named(address: str) -> None:
     with pytest.raises(UserError, match=rf"^shards: {address} cannot be used .* `uv sync --group remotes`$"):
-        Folder(address)
+        RemoteFolder(address)
 
 
 def test_shards_are_named_by_their_content(tmp_path: Path) -> None:

@@ -168,10 +168,9 @@ def test_wrong_keys_are_an_error_before_the_work(tmp_path: Path) -> None:
 @needs_server
 def test_a_server_that_never_answers_does_not_hang_for_ever(tmp_path: Path) -> None:
     code = """
-from imageclf.contracts import shards
-from imageclf.core import process
-shards.ATTEMPT_S = 2
-process.run(shards.Folder("s3://bucket/shards").check)
+from imageclf.core import process, remote
+remote.ATTEMPT_S = 2
+process.run(remote.RemoteFolder("s3://bucket/shards").check)
 """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         more = s3_server.keys(silent.getsockname()[1])

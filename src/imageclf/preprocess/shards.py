@@ -1,5 +1,6 @@
 """Move the train images of prepared data to a server, in shuffled order, as `contracts.shards` describes."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from imageclf.contracts.dataset import DatasetManifest, split_files, write_manifest
-from imageclf.contracts.shards import Folder, ShardList
+from imageclf.contracts.shards import ShardList
+from imageclf.core.remote import RemoteFolder
 from imageclf.preprocess import npy
 
 BLOCK_BYTES = 2**16
@@ -22,7 +24,7 @@ MIXED = 4
 
 
 def move(
-    folder: Path, manifest: DatasetManifest, server: Folder, *, progress: bool, shard_bytes: int = SHARD_BYTES
+    folder: Path, manifest: DatasetManifest, server: RemoteFolder, *, progress: bool, shard_bytes: int = SHARD_BYTES
 ) -> tuple[DatasetManifest, NDArray[np.int64]]:
     """Upload the train images in `folder` as shards, and delete their file.
 
@@ -30,8 +32,9 @@ def move(
     """
     images, targets = split_files("train")
     count, shape = manifest.counts["train"], manifest.image_shape
-    block = max(1, BLOCK_BYTES // int(np.prod(shape)))
-    rows = block * max(1, shard_bytes // (block * int(np.prod(shape))))
+    size = math.prod(shape)
+    block = max(1, BLOCK_BYTES // size)
+    rows = block * max(1, shard_bytes // (block * size))
     names: list[str] = []
     order: list[NDArray[np.int64]] = []
     with tqdm(desc="uploading shards", total=count, unit=" images", disable=None if progress else True) as bar:
@@ -50,7 +53,7 @@ def move(
     return manifest, np.argsort(new_order)
 
 
-def _upload(folder: Path, images: NDArray[np.uint8], server: Folder) -> str:
+def _upload(folder: Path, images: NDArray[np.uint8], server: RemoteFolder) -> str:
     """Upload a shard; return its SHA-256."""
     path, digests = folder / "shard.npy", dict[str, str]()
     npy.write(path, images, digests)
@@ -67,7 +70,7 @@ def _mixed(
     Only the last ones may be fewer. The order depends on the size of the data alone.
     """
     stored = np.load(path, mmap_mode="r", allow_pickle=False)
-    random, size = np.random.default_rng(0), int(np.prod(shape[1:]))
+    random, size = np.random.default_rng(0), math.prod(shape[1:])
     whole = len(stored) // block * block
     starts = np.append(random.permutation(np.arange(0, whole, block)), np.arange(whole, len(stored), block))
     with path.open("rb") as file:
