@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from imports import ROOT
 from project import clean_environment
-from stage_run import run_stage, run_until, write_params
-from test_ranks import LONG, environment, new_project, wait_for_state, weights
+from stage_run import run_stage
+from test_ranks import LONG, environment, new_project, prepared_digits, started, wait_for_state, weights
 
 from benchmarks.served import free_port
 from imageclf import params
@@ -169,28 +169,15 @@ def cluster() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the prepared digits, and the record of no learned weights."""
-    root = tmp_path_factory.mktemp("prepared")
-    write_params(root)
-    run_until(root, "weights")
-    return root
+    return prepared_digits(tmp_path_factory.mktemp("prepared"))
 
 
 @contextmanager
 def training(root: Path, address: str) -> Iterator["subprocess.Popen[str]"]:
     """Start the train stage, and wait until a state is saved."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "stages.train"],
-        cwd=root,
-        env={**environment(root), "RAY_ADDRESS": address, "HOME": str(root / "home")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        try:
-            wait_for_state(root, process)
-            yield process
-        finally:
-            process.kill()
+    with started(root, RAY_ADDRESS=address, HOME=str(root / "home")) as process:
+        wait_for_state(root, process)
+        yield process
 
 
 def processes_of(root: Path) -> list[int]:
@@ -232,6 +219,14 @@ def test_a_cluster_gives_the_bits_of_one_machine(processes: str, cluster: str, p
     wait_for_end(there)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the SHA-256 of the weights of a training on this machine."""
+    root = new_project(prepared, tmp_path_factory.mktemp("undisturbed") / "project", **LONGER)
+    assert run_stage(root, "train").code == 0
+    return weights(root)
+
+
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -244,7 +239,7 @@ def test_a_cluster_gives_the_bits_of_one_machine(processes: str, cluster: str, p
     ],
 )
 def test_a_stopped_training_leaves_no_process_on_the_cluster_and_resumes(
-    victim: str, signum: int, code: int, cluster: str, prepared: Path, tmp_path: Path
+    victim: str, signum: int, code: int, cluster: str, prepared: Path, tmp_path: Path, undisturbed: str
 ) -> None:
     root = new_project(prepared, tmp_path / "project", **LONGER, launcher="ray")
     with training(root, cluster) as process:
@@ -256,14 +251,12 @@ def test_a_stopped_training_leaves_no_process_on_the_cluster_and_resumes(
     wait_for_end(root)
     result = run_stage(root, "train", environment={"RAY_ADDRESS": cluster})
     assert "resuming at epoch" in result.output
-    here = new_project(prepared, tmp_path / "here", **LONGER)
-    assert run_stage(here, "train").code == 0
-    assert weights(root) == weights(here)
+    assert weights(root) == undisturbed
 
 
 @needs_ray
 @pytest.mark.slow
-def test_a_killed_rank_is_started_again(cluster: str, prepared: Path, tmp_path: Path) -> None:
+def test_a_killed_rank_is_started_again(cluster: str, prepared: Path, tmp_path: Path, undisturbed: str) -> None:
     root = new_project(prepared, tmp_path / "project", **LONGER, launcher="ray")
     with training(root, cluster) as process:
         (victim,) = [number for number in processes_of(root) if b"\0RANK=1\0" in read(number, "environ")]
@@ -272,9 +265,7 @@ def test_a_killed_rank_is_started_again(cluster: str, prepared: Path, tmp_path: 
     assert process.returncode == 0, output
     assert "starting all ranks again" in output
     assert "resuming at epoch" in output
-    here = new_project(prepared, tmp_path / "here", **LONGER)
-    assert run_stage(here, "train").code == 0
-    assert weights(root) == weights(here)
+    assert weights(root) == undisturbed
 
 
 @needs_ray

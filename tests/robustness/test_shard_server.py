@@ -1,26 +1,23 @@
 """Tests of shards in the stages: from a directory, and from a real server of S3 that dies while a net is trained."""
 
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import s3_server
-from imports import ROOT
-from project import clean_environment
 from stage_run import run_stage, run_until, write_params
+from test_ranks import environment, wait_for_state, weights
 
 from benchmarks.served import free_port
 from imageclf.contracts import dataset
-from imageclf.core import files, paths
+from imageclf.core import paths
 
 pytestmark = pytest.mark.faults
 
@@ -45,23 +42,12 @@ LONG: dict[str, Any] = {"epochs": "30", "hidden": "[8]", "schedule": "constant"}
 needs_server = pytest.mark.skipif(not s3_server.INSTALLED, reason="needs `uv sync --group remotes`")
 
 
-def environment(root: Path, more: Mapping[str, str] = os.environ) -> dict[str, str]:
-    return {
-        **clean_environment(),
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
-        "DVC_ROOT": str(root),
-        "IMAGECLF_CACHE": str(root / "cache"),
-        "OMP_NUM_THREADS": "1",
-        **more,
-    }
-
-
 def start(root: Path, stage: str, more: Mapping[str, str]) -> subprocess.Popen[str]:
     """Start a stage with small shards."""
     return subprocess.Popen(
         [sys.executable, "-c", SMALL, stage],
         cwd=root,
-        env=environment(root, more),
+        env={**environment(root), "IMAGECLF_CACHE": str(root / "cache"), **more},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -84,10 +70,6 @@ def new_project(root: Path, shards: str, more: Mapping[str, str] | None = None) 
     return root
 
 
-def weights(root: Path) -> str:
-    return files.sha256(root / paths.WEIGHTS)
-
-
 def test_all_stages_work_with_shards_in_a_directory(tmp_path: Path) -> None:
     root = new_project(tmp_path / "project", str(tmp_path / "server"))
     manifest = dataset.read(root / paths.PROCESSED).manifest
@@ -108,8 +90,7 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     undisturbed = weights(root)
     shutil.rmtree(root / paths.MODEL)
     process = start(root, "train", {})
-    while not list(root.glob(".resume/*.state")) and process.poll() is None:
-        time.sleep(0.05)
+    wait_for_state(root, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -141,8 +122,7 @@ def test_a_server_that_is_killed_and_restarted_does_not_change_the_training(tmp_
         undisturbed = weights(root)
         shutil.rmtree(root / paths.MODEL)
         process = start(root, "train", keys)
-        time.sleep(8)
-        assert process.poll() is None
+        wait_for_state(root, process)
     assert process.stdout is not None
     printed: list[str] = []
     while not any("trying again for 10 minutes" in line for line in printed):
@@ -176,7 +156,7 @@ process.run(remote.RemoteFolder("s3://bucket/shards").check)
         more = s3_server.keys(silent.getsockname()[1])
         command = [sys.executable, "-c", code]
         done = subprocess.run(
-            command, env=environment(tmp_path, more), capture_output=True, text=True, check=False, timeout=60
+            command, env={**environment(tmp_path), **more}, capture_output=True, text=True, check=False, timeout=60
         )
     assert done.returncode == 1
     assert "error: shards: s3://bucket/shards fails (" in done.stderr

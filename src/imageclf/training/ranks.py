@@ -8,6 +8,7 @@ The sums of all ranks are added in the order of the ranks. So the weights equal,
 takes each batch in as many micro-batches.
 """
 
+import atexit
 import os
 import re
 import signal
@@ -175,6 +176,7 @@ def _named_by(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
         dead = [f"rank {number} ({child.returncode})" for number, child in enumerate(children, 1) if child.returncode]
         if not dead and not re.search("Connection (closed|reset)|Broken pipe", str(error)):
             raise
+        atexit.register(os._exit, 1)  # torch may abort while Python unloads it with a lost connection
         codes = f", with an exit code: {', '.join(dead)}" if dead else ""
         raise UserError(f"{PEER_ENDED}{codes} ({first_line(error)}); the same command resumes it") from error
 
