@@ -146,6 +146,17 @@ def test_a_file_that_ends_early_is_an_error(tmp_path: Path) -> None:
         shuffled(split)
 
 
+def test_a_reader_keeps_its_file_open_without_the_array(tmp_path: Path) -> None:
+    images = mapped(numbered(61), tmp_path).images
+    assert isinstance(images, np.memmap)
+    expected, order = torch.tensor(images[7]), BlockOrder.of(images)
+    assert order is not None
+    reader = blocks.Reader(images, order)
+    del images
+    stored, places = reader.read(torch.tensor([7]), pinned=False)
+    assert torch.equal(stored[places[0]], expected)
+
+
 def test_an_epoch_can_be_left_in_the_middle(tmp_path: Path) -> None:
     batches = Batches(
         mapped(numbered(600), tmp_path), Normalize(([0.0], [1.0])), 5, torch.device("cpu"), resident=False

@@ -99,7 +99,7 @@ class Reader:
     def __init__(self, images: "FileOfImages | ShardedImages", order: BlockOrder) -> None:
         self._order = order
         self._shape = images.shape[1:]
-        self._opened = images.opened if isinstance(images, ShardedImages) else _opened(images)
+        self._opened = images.opened if isinstance(images, ShardedImages) else self._open_once(images)
 
     def read(self, rows: Tensor, *, pinned: bool) -> tuple[Tensor, Tensor]:
         """Return the images of all blocks that have one of the rows, and the places of the rows among them."""
@@ -113,6 +113,15 @@ class Reader:
             list(threads.map(self._read_block, images.split(size), (blocks * size).tolist()))
         return images, which * size + rows % size
 
+    def _open_once(self, images: "FileOfImages") -> Callable[[int], AbstractContextManager[tuple[int, int]]]:
+        """Return a function that gives the file of an array, and the place of an image in it, in bytes."""
+        file = os.open(str(images.filename), os.O_RDONLY)
+        weakref.finalize(self, os.close, file)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+        offset, size = images.offset, images.nbytes // len(images)
+        return lambda row: nullcontext((file, offset + row * size))
+
     def _read_block(self, images: Tensor, first: int) -> None:
         buffer, done = images.numpy().data.cast("B"), 0
         with self._opened(first) as (file, place):
@@ -121,16 +130,6 @@ class Reader:
                 if not count:
                     raise EOFError(f"the file of images {first} to {first + len(images) - 1} ends early")
                 done += count
-
-
-def _opened(images: "FileOfImages") -> Callable[[int], AbstractContextManager[tuple[int, int]]]:
-    """Return a function that gives the file of an array, and the place of an image in it, in bytes."""
-    file = os.open(str(images.filename), os.O_RDONLY)
-    weakref.finalize(images, os.close, file)
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
-    offset, size = images.offset, images.nbytes // len(images)
-    return lambda row: nullcontext((file, offset + row * size))
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
