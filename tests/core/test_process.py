@@ -29,6 +29,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, "-c", f"{setup}{HEAD}    {body}\n\nprocess.run(main)\n"],
         env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=subprocess.PIPE,
         encoding="utf-8",
@@ -152,6 +153,18 @@ def test_a_stage_under_nohup_ignores_a_closed_terminal() -> None:
     process = start(f"{body}\n    print('finished')", setup=ignore)
     assert process.communicate() == ("finished\n", "")
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_write_to_a_closed_terminal_does_not_fail_but_its_signal_ends_the_stage(arrives: bool) -> None:
+    """The signal arrives after the write, or never, if the stage is not in the terminal's session."""
+    other_end, terminal = os.openpty()
+    write = "print('\u00e9' * 100_000, flush=True)\n    "
+    process = start(f"sys.stdin.read()\n    {write * 2}{'os.kill(os.getpid(), 1)' if arrives else ''}", stdout=terminal)
+    os.close(terminal)
+    os.close(other_end)
+    _, errors = process.communicate()
+    assert (process.returncode, errors) == (129 if arrives else 0, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -67,6 +67,33 @@ def _drop_terminal() -> None:
     os.close(null)
 
 
+class _Terminal(io.FileIO):
+    """Standard output on a terminal. A closed terminal is dropped, because its SIGHUP may arrive after a failed write.
+
+    Otherwise that write would end the stage as one that failed, not as one that was killed.
+    """
+
+    def write(self, data: Any, /) -> int:
+        """Write the data, or discard them if the terminal is closed."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            _drop_terminal()
+            return memoryview(data).nbytes
+
+
+def _set_up_output() -> None:
+    """Let standard output accept a class name that it cannot encode, and a terminal that closes."""
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    if stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode):
+        terminal = io.BufferedWriter(_Terminal(sys.stdout.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(terminal, sys.stdout.encoding, line_buffering=True)
+    sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _set_handler(signum: signal.Signals, handler: Callable[[int, FrameType | None], object]) -> Any:
     """Set the handler of a signal, except of a SIGHUP that `nohup` ignores; return the previous handler."""
     before = signal.getsignal(signum)
@@ -167,8 +194,7 @@ def run(main: Callable[[], None]) -> None:
     torch takes a second.
     """
     limit_spinning()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a class name may have characters that stdout cannot encode
+    _set_up_output()
     dvc = None if end_with_parent() or "DVC_ROOT" not in os.environ else os.getppid()
     _set_handler(signal.SIGTERM, _terminate)
     _set_handler(signal.SIGHUP, _terminate)
@@ -194,14 +220,8 @@ def run(main: Callable[[], None]) -> None:
         _exit_after(error)
     finally:
         if dvc is not None:
-            _reattach(dvc, terminated=_is_ending(sys.exception()))
+            _reattach(dvc, terminated=isinstance(sys.exception(), _Terminated))
     os._exit(0)
-
-
-def _is_ending(error: BaseException | None) -> bool:
-    """Return True if a signal stops the stage, or a write to a closed terminal failed, so that DVC ends too."""
-    cause = error.__context__ if isinstance(error, SystemExit) else None
-    return isinstance(error, _Terminated) or (isinstance(cause, OSError) and cause.errno == errno.EIO)
 
 
 def _reattach(dvc: int, *, terminated: bool) -> None:
