@@ -6,8 +6,14 @@ from pathlib import Path
 from imageclf.core import workers
 
 CPUINFO = Path("/proc/cpuinfo")
-SPIN_COUNT = "10000"
-"""Rounds for which a thread of libgomp spins while it waits for the others, before it sleeps."""
+SPIN_COUNTS = {"GenuineIntel": "1000"}
+"""Rounds for which a thread of libgomp spins while it waits for the others, before it sleeps; by processor vendor.
+
+A round is one pause instruction, which takes Intel's cores several times as long as others. Measured with
+benchmarks/neighbor.py; see docs/measurements.md.
+"""
+OTHER_SPIN_COUNT = "10000"
+"""The same for the other vendors."""
 
 
 def allowed_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -34,7 +40,7 @@ def limit_spinning() -> None:
     it waits for cannot run meanwhile. The user's own setting of either variable is kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNTS.get(processor_vendor(), OTHER_SPIN_COUNT))
 
 
 def processor_flags(cpuinfo: Path = CPUINFO) -> set[str]:
