@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,17 @@ def train_lightning(task: Task) -> Outcome:
     return outcome(task, ends, tutorial.accuracy(module.net, task.data), torch.get_num_threads())
 
 
+@contextlib.contextmanager
+def changed_parameters(changes: dict[str, Any]) -> Iterator[None]:
+    """Change params.yaml inside the context; the next competitor in this project must not train with the changes."""
+    before = paths.PARAMS.read_bytes()
+    files.write_json(paths.PARAMS, {**yaml12.read(paths.PARAMS), **changes})
+    try:
+        yield
+    finally:
+        paths.PARAMS.write_bytes(before)
+
+
 def train_imageclf(task: Task, **changes: Any) -> Outcome:
     """Run the real train stage, with validation, progress and MLflow; MLflow's records say when the epochs ended.
 
@@ -105,8 +116,8 @@ def train_imageclf(task: Task, **changes: Any) -> Outcome:
     warm_up = WARM_UP[task.recipe]
     task = replace(task, epochs=task.epochs * max(1, warm_up // 4))  # times of short epochs vary more
     epochs = warm_up + task.epochs
-    files.write_json(paths.PARAMS, {**yaml12.read(paths.PARAMS), **changes, "epochs": epochs})
-    projects.run(Path.cwd(), "-m", "stages.train")
+    with changed_parameters({**changes, "epochs": epochs}):
+        projects.run(Path.cwd(), "-m", "stages.train")
     with contextlib.closing(sqlite3.connect("mlflow.db")) as database:
         rows = database.execute(
             "select timestamp / 1000.0 from metrics join runs using (run_uuid) where key = 'epoch/train_loss'"

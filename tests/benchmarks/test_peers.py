@@ -244,6 +244,31 @@ def test_a_competitor_without_its_package_is_left_out_and_reported(
     assert set(NEEDS) <= set(COMPETITORS)
 
 
+@pytest.mark.parametrize(
+    ("competitor", "changes"),
+    [("imageclf-compile", {"compile": True}), ("imageclf-bfloat16", {"precision": "bfloat16"}), ("imageclf", {})],
+)
+def test_a_competitor_leaves_the_parameters_as_they_were(
+    competitor: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, from the second round on, all of them train with the options of the last one."""
+    monkeypatch.chdir(tmp_path)
+    before = {"compile": False, "precision": "float32", "epochs": 40}
+    paths.PARAMS.write_text(json.dumps(before))
+    found = {}
+
+    def stop_before_training(*_: object) -> None:
+        found.update(yaml12.read(paths.PARAMS))
+        raise InterruptedError
+
+    monkeypatch.setattr(projects, "run", stop_before_training)
+    data = Prepared.__new__(Prepared)
+    with pytest.raises(InterruptedError):
+        COMPETITORS[competitor](Task("fc500", parameters("fc500"), data, epochs=1, share=1.0))
+    assert found == {**before, **changes, "epochs": 15}
+    assert yaml12.read(paths.PARAMS) == before
+
+
 def test_the_machine_is_described() -> None:
     described = machine.describe_with_commit(["numpy", "no-such-package"])
     assert described["packages"] == {"numpy": importlib.metadata.version("numpy")}
