@@ -69,9 +69,9 @@ def measure(work: Path, data: Path, changes: dict[str, Any], rounds: int) -> dic
                 seconds[names[0]].append(epoch_seconds(work / recipe, count))
                 with busy_process():
                     seconds[names[1]].append(epoch_seconds(work / recipe, count))
-                alone, beside = (statistics.median(seconds[name]) for name in names)
-                seconds["factor"] = beside / alone
-                print(f"{recipe}, {count}: {alone:.2f} s alone, {beside:.2f} s, {beside / alone:.1f} times", flush=True)
+                alone, shared = (statistics.median(seconds[name]) for name in names)
+                seconds["factor"] = shared / alone
+                print(f"{recipe}, {count}: {alone:.2f} s alone, {shared:.2f} s, {shared / alone:.1f} times", flush=True)
     return found
 
 

@@ -62,7 +62,7 @@ def rows(competitors: dict[str, list[dict[str, Any]]]) -> dict[str, Row]:
 
 
 def as_markdown(content: dict[str, Any], plot: str | None) -> str:
-    """Return a page: a table for each recipe, the figure `plot` if there is one, and an explanation of the numbers."""
+    """Return a page: tables, the figure `plot` if there is one, remarks by hand, an explanation of the numbers."""
     parts = ["# Seconds per epoch, compared with other frameworks", machine.sentence(content["machine"])]
     for recipe, competitors in content["seconds"].items():
         images = content["images"][recipe]
@@ -70,7 +70,7 @@ def as_markdown(content: dict[str, Any], plot: str | None) -> str:
         parts += [f"## {recipe}: {images['of']:,} train images{some}", _table(rows(competitors))]
     if plot is not None:
         parts.append(f"![Time per epoch divided by the time of the tutorial loop]({plot})")
-    return "\n\n".join([*parts, _note(content)]) + "\n"
+    return "\n\n".join([*parts, *content.get("remarks", []), _note(content)]) + "\n"
 
 
 def _table(table: dict[str, Row]) -> str:

@@ -183,6 +183,10 @@ def test_the_table_compares_with_the_tutorial_the_best_peer_and_the_lower_bound(
     assert "| lower-bound | 0.5 | 0.4 to 0.5 | 20.00x | 8.00x | 100.0% | | |" in text
 
 
+def test_a_remark_in_the_numbers_is_on_the_page() -> None:
+    assert "\n\nOne round is missing.\n\nSeconds are" in page({**CONTENT, "remarks": ["One round is missing."]})
+
+
 def test_old_and_new_names_of_competitors_give_the_same_page() -> None:
     renamed = {report.OLD_NAMES.get(name, name): rounds for name, rounds in CONTENT["seconds"]["fc500"].items()}
     assert {"imageclf", "lower-bound"} < set(renamed) < set(COMPETITORS)
