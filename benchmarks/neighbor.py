@@ -9,6 +9,7 @@ on 2 cores and writes docs/neighbor.json. Run nothing else at the same time.
 
 import argparse
 import contextlib
+import itertools
 import statistics
 import subprocess
 import sys
@@ -50,10 +51,10 @@ def epoch_seconds(project: Path, spin_count: str) -> float:
         ends.extend(time.perf_counter() for line in stage.stdout if line.startswith("epoch "))
     assert stage.returncode == 0
     assert len(ends) == EPOCHS
-    return statistics.median(end - start for start, end in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False))
+    return statistics.median(end - start for start, end in itertools.pairwise(ends[WARM_UP - 1 :]))
 
 
-def measure(work: Path, data: Path, changes: dict[str, Any], rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
+def measure(work: Path, data: Path, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the seconds of an epoch, and the factor that the neighbor costs, by recipe and spin count."""
     names = ("alone", "next to a busy process")
     found: dict[str, dict[str, dict[str, Any]]] = {
@@ -62,7 +63,7 @@ def measure(work: Path, data: Path, changes: dict[str, Any], rounds: int) -> dic
     for recipe, images in RECIPES.items():
         projects.make(work / recipe, recipe, images, data)
         file = work / recipe / paths.PARAMS
-        files.write_json(file, {**yaml12.read(file), **changes, "epochs": EPOCHS})
+        files.write_json(file, {**yaml12.read(file), "epochs": EPOCHS})
     for _ in range(rounds):
         for recipe, by_count in found.items():
             for count, seconds in by_count.items():
@@ -79,17 +80,14 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Measure the seconds of an epoch next to a busy process.")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--compile", action="store_true", help="train with compile=true")
     parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
     projects.add_data_argument(parser)
     arguments = parser.parse_args()
     projects.check_data(arguments.data)
     with tempfile.TemporaryDirectory(prefix="neighbor-") as work:
-        changes = {"compile": arguments.compile}
         content = {
             "machine": machine.describe_with_commit(("torch", "numpy")),
-            **changes,
-            "seconds": measure(Path(work), arguments.data, changes, arguments.rounds),
+            "seconds": measure(Path(work), arguments.data, arguments.rounds),
         }
     files.write_json(arguments.out, content)
 
