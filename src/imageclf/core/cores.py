@@ -56,7 +56,7 @@ def processor_vendor(cpuinfo: Path = CPUINFO) -> str:
 def _first_line(key: str, cpuinfo: Path) -> str:
     """Return what follows the colon in the first line of this key, which describes the first processor."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        with cpuinfo.open() as lines:  # not read to the end, which takes long for hundreds of cores
+            return next((line.split(":", 1)[1] for line in lines if line.startswith(key)), "")
     except OSError:
         return ""
-    return next((line.split(":", 1)[1] for line in lines if line.startswith(key)), "")
