@@ -3,12 +3,9 @@
 DVC reads only the exit code, so it must be non-zero for every stage that did not finish.
 """
 
-import errno
-import io
 import os
 import re
 import signal
-import stat
 import sys
 import threading
 import time
@@ -17,6 +14,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from imageclf.core import output
 from imageclf.core.cores import limit_spinning
 from imageclf.core.detached import reattach
 from imageclf.core.errors import UserError, first_line
@@ -53,45 +51,8 @@ def _device_failure(error: BaseException) -> str | None:
 def _terminate(signum: int, _frame: FrameType | None) -> NoReturn:
     signal.signal(signum, signal.SIG_IGN)  # another signal while Python exits would print a traceback
     if signum == signal.SIGHUP:
-        _drop_terminal()
+        output.drop_terminal()
     raise _Terminated(128 + signum)
-
-
-def _drop_terminal() -> None:
-    """Discard output to a terminal: writes to a closed terminal fail, and the state must still be saved."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        with suppress(OSError):
-            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                os.dup2(null, descriptor)
-    os.close(null)
-
-
-class _Terminal(io.FileIO):
-    """Standard output on a terminal. A closed terminal is dropped, because its SIGHUP may arrive after a failed write.
-
-    Otherwise that write would end the stage as one that failed, not as one that was killed.
-    """
-
-    def write(self, data: Any, /) -> int:
-        """Write the data, or discard them if the terminal is closed."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            _drop_terminal()
-            return memoryview(data).nbytes
-
-
-def _set_up_output() -> None:
-    """Let standard output accept a class name that it cannot encode, and a terminal that closes."""
-    if not isinstance(sys.stdout, io.TextIOWrapper):
-        return
-    if stat.S_ISCHR(os.fstat(sys.stdout.fileno()).st_mode):
-        terminal = io.BufferedWriter(_Terminal(sys.stdout.fileno(), "w", closefd=False))
-        sys.stdout = io.TextIOWrapper(terminal, sys.stdout.encoding, line_buffering=True)
-    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _set_handler(signum: signal.Signals, handler: Callable[[int, FrameType | None], object]) -> Any:
@@ -114,7 +75,7 @@ class DeferredSignals:
     def __call__(self, signum: int, _frame: FrameType | None) -> None:
         """Keep the first signal. A later Ctrl-C stops at once; a later SIGTERM does not: it may come from the watch."""
         if signum == signal.SIGHUP:
-            _drop_terminal()
+            output.drop_terminal()
         if self.received is None:
             self.received = signum
             stopping.set()
@@ -165,15 +126,10 @@ def _stop_when_parent_ends(parent: int) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(WATCH_S)
-        _print_error("DVC has ended; stopping")
+        output.print_error("DVC has ended; stopping")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _print_error(sentence: str) -> None:
-    with suppress(OSError):  # the terminal may be closed
-        print(sentence, file=sys.stderr, flush=True)
 
 
 def _exit_after(error: OSError) -> NoReturn:
@@ -194,7 +150,7 @@ def run(main: Callable[[], None]) -> None:
     torch takes a second.
     """
     limit_spinning()
-    _set_up_output()
+    output.set_up()
     dvc = None if end_with_parent() or "DVC_ROOT" not in os.environ else os.getppid()
     _set_handler(signal.SIGTERM, _terminate)
     _set_handler(signal.SIGHUP, _terminate)
@@ -208,7 +164,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _print_error("interrupted")
+        output.print_error("interrupted")
         sys.exit(130)
     except (RuntimeError, MemoryError) as error:
         if (sentence := _device_failure(error)) is None:
@@ -233,4 +189,4 @@ def _reattach(dvc: int, *, terminated: bool) -> None:
         time.sleep(0.05)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent watch may still send one
     if branch := reattach():
-        _print_error(f"DVC was killed and had left git on a detached HEAD; git is on branch {branch} again")
+        output.print_error(f"DVC was killed and had left git on a detached HEAD; git is on branch {branch} again")
