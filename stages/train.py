@@ -16,7 +16,7 @@ from imageclf.contracts import dataset, history, model, pretrained
 from imageclf.contracts.dataset import Prepared
 from imageclf.contracts.model import ModelSpec
 from imageclf.contracts.pretrained import Pretrained
-from imageclf.core import cores, files, paths, process
+from imageclf.core import cores, files, memory, paths, process
 from imageclf.core.errors import UserError
 from imageclf.params import RuntimeParams, TrainParams
 from imageclf.tracking import events
@@ -93,6 +93,7 @@ def train(
     from imageclf.training.loading.batches import Batches, Normalize
     from imageclf.training.scoring import BATCH_SIZE
 
+    memory.keep_freed_memory()
     device, threads = runtime.choose_device(machine.device), runtime.set_threads(machine.threads)
     runtime.allow_tf32(device)
     torch.manual_seed(runtime.derive(options.seed, 0))

@@ -1,5 +1,9 @@
-"""Tests of the free memory: what Linux calls available, within the limit of a container."""
+"""Tests of the memory: what is free by Linux within the limit of a container, and what a training keeps."""
 
+import mmap
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +42,32 @@ def test_without_a_container_the_machine_decides(meminfo: Path, tmp_path: Path) 
 
 def test_where_the_system_does_not_tell_a_gibibyte_is_assumed(tmp_path: Path) -> None:
     assert memory.free_bytes(tmp_path / "absent", tmp_path / "absent") == memory.UNKNOWN
+
+
+ALLOCATING = """
+import resource
+import sys
+from imageclf.core import memory
+
+if "keep" in sys.argv:
+    memory.keep_freed_memory()
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+bytearray(64 * 2**20)
+before = faults()
+bytearray(64 * 2**20)
+print(faults() - before)
+"""
+"""Allocates and frees 64 MiB twice, and prints the page faults of the second time."""
+
+
+def page_faults(*arguments: str) -> int:
+    command = [sys.executable, "-c", ALLOCATING, *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+def test_kept_memory_is_used_again_without_page_faults() -> None:
+    assert page_faults("keep") < 10 < 64 * MIB // mmap.PAGESIZE <= page_faults()

@@ -92,6 +92,25 @@ def test_ranks_give_the_bits_of_one_process_that_splits_its_batches(
     assert ("(patience)" in result.output) == ("patience" in changes)
 
 
+KEPT = """
+from imageclf.core import memory
+from stages import train
+
+def keep():
+    raise SystemExit("kept")
+
+memory.keep_freed_memory = keep
+train.main()
+"""
+
+
+def test_a_training_keeps_its_freed_memory(prepared: Path, tmp_path: Path) -> None:
+    root = new_project(prepared, tmp_path / "project")
+    command = [sys.executable, "-c", KEPT]
+    done = subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, check=False)
+    assert done.stderr == "kept\n"
+
+
 def test_a_net_with_batch_norm_needs_one_process(prepared: Path, tmp_path: Path) -> None:
     root = new_project(prepared, tmp_path / "project", model="vgg11", width="0.1", processes="2", pad="12")
     result = run_stage(root, "train")
