@@ -102,7 +102,9 @@ class GradientAccumulator:
         normalized = self._normalize(images)
         with self._autocast:
             logits = self.net(normalized)
-            loss = self._loss(logits, smooth(targets, logits, self._label_smoothing)) * weight
+            loss = self._loss(logits, smooth(targets, logits, self._label_smoothing))
+        if weight != 1.0:
+            loss = loss * weight
         return loss, (logits.detach().argmax(dim=1) == class_indices(targets)).sum()
 
     def _largest_that_fits(self, images: Tensor) -> int:

@@ -45,24 +45,27 @@ class OptimizerOptions:
 T = TypeVar("T", bound=torch.optim.Optimizer)
 
 
-def _without_dynamo(optimizer: type[T]) -> type[T]:
-    """Return one of torch's optimizers with methods that do not import torch._dynamo, which takes 1.5 s.
+def _without_wrappers(optimizer: type[T]) -> type[T]:
+    """Return one of torch's optimizers without two wrappers of its methods.
 
-    torch wraps these methods only so that torch.compile does not look inside. Here it never does: what it compiles has
-    torch's functions of the same names (see `update`).
+    One imports torch._dynamo, which takes 1.5 s, only so that torch.compile does not look inside. Here it never does:
+    what it compiles has torch's functions of the same names (see `update`). The other one gives each step a name in
+    torch's profiler, which takes a quarter of the time of a step of Adam on a small net.
     """
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
-    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
-    made: Any = type(optimizer.__name__, (optimizer,), {**methods, "step": torch.no_grad()(methods["step"])})
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    methods["step"] = torch.no_grad()(methods["step"])
+    methods["profile_hook_step"] = staticmethod(lambda step: step)
+    made: Any = type(optimizer.__name__, (optimizer,), methods)
     return made
 
 
 SGD, Adam, AdamW = (
-    _without_dynamo(torch.optim.SGD),
-    _without_dynamo(torch.optim.Adam),
-    _without_dynamo(torch.optim.AdamW),
+    _without_wrappers(torch.optim.SGD),
+    _without_wrappers(torch.optim.Adam),
+    _without_wrappers(torch.optim.AdamW),
 )
-_TorchMuon = _without_dynamo(torch.optim.Muon)
+_TorchMuon = _without_wrappers(torch.optim.Muon)
 
 
 def _sgd(net: nn.Module, options: OptimizerOptions) -> Optimizer:
