@@ -256,7 +256,7 @@ ROWS = [
     ["training", "preprocess", "download", "cluster"],
     ["models", "params", "param_errors"],
     ["contracts"],
-    ["core", "yaml12"],
+    ["commands", "core", "yaml12"],
 ]
 """Folders and modules of the library from top to bottom: imports point downward or stay within a row."""
 

@@ -2,13 +2,13 @@
 
 import fcntl
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from imageclf import commands
 from imageclf.core.errors import UserError
 from imageclf.study import experiments
 from imageclf.study.experiments import Experiment
@@ -27,7 +27,7 @@ def entry(name: str, executor: dict[str, Any] | None, metrics: dict[str, Any]) -
 def showing(monkeypatch: pytest.MonkeyPatch, *entries: dict[str, Any]) -> dict[str, Experiment]:
     """Return the experiments that `show` finds if DVC prints these entries."""
     states = [{"rev": "workspace", "experiments": None}, {"rev": "HEAD", "experiments": list(entries) or None}]
-    monkeypatch.setattr(experiments, "run_dvc", lambda *_arguments, **_others: json.dumps(states))
+    monkeypatch.setattr(commands, "run_dvc", lambda *_arguments, **_others: json.dumps(states))
     return experiments.show()
 
 
@@ -89,33 +89,6 @@ def test_the_message_of_a_failing_dvc_is_reported(tmp_path: Path, monkeypatch: p
         experiments.show()
 
 
-def test_a_dvc_that_does_not_answer_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`dvc exp show` never ends if a copy of a running experiment is deleted while it is read."""
-    (tmp_path / "dvc.py").write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.chdir(tmp_path)  # `python -m` looks here first
-    with pytest.raises(UserError, match=r"dvc exp show did not answer in 0\.5 s"):
-        experiments.run_dvc("exp", "show", patience_s=0.5)
-
-
-def test_a_command_that_talks_to_the_workers_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command fails if it reads a message that a worker is still writing."""
-    tries: list[tuple[str, ...]] = []
-
-    def run_dvc(*arguments: str, **_others: Any) -> str:
-        tries.append(arguments)
-        if len(tries) != 3:
-            raise UserError("dvc queue status: ERROR: unexpected error - Expecting value: line 1 column 1 (char 0)")
-        return "Worker status"
-
-    monkeypatch.setattr(experiments, "run_dvc", run_dvc)
-    monkeypatch.setattr(experiments, "PAUSE_S", 0)
-    assert experiments.run_dvc_again("queue", "status") == "Worker status"
-    assert tries == [("queue", "status")] * 3
-    monkeypatch.setattr(experiments, "TRIES", 2)
-    with pytest.raises(UserError, match="Expecting value"):
-        experiments.run_dvc_again("queue", "start")
-
-
 def test_a_missing_git_and_a_failing_git_have_different_messages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,29 +99,6 @@ def test_a_missing_git_and_a_failing_git_have_different_messages(
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="git was not found; install it or add it to PATH, because"):
         experiments.commit("HEAD")
-
-
-@pytest.mark.parametrize("missing", ["user.name", "user.email"])
-def test_a_missing_identity_is_reported_with_the_commands_that_set_it(
-    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for variable in [key for key in os.environ if key.startswith("GIT_")]:
-        monkeypatch.delenv(variable)
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "config"))
-    subprocess.run(["git", "init", "-q"], check=True)
-    commands = "`git config --global user.name you` and `git config --global user.email you@example.org`"
-    with pytest.raises(UserError, match=f"git has no user.name, which.*{commands}"):
-        experiments.check_identity()
-    for command in commands.replace("`", "").split(" and "):
-        subprocess.run(command.split(), check=True)
-    experiments.check_identity()
-    subprocess.run(["git", "config", "--global", "--unset", missing], check=True)
-    with pytest.raises(UserError, match=f"git has no {missing}"):
-        experiments.check_identity()
-    monkeypatch.setenv(f"GIT_COMMITTER_{missing.removeprefix('user.').upper()}", "somebody")
-    experiments.check_identity()
 
 
 def test_a_dvc_that_queues_keeps_others_waiting_after_its_parent_is_gone(

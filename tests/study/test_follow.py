@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from imageclf import commands
 from imageclf.core import workers
 from imageclf.core.errors import UserError
 from imageclf.study import experiments, follow
@@ -20,8 +21,8 @@ class Queue:
         self.clock, self.shows = 0.0, 0
         self.workers, self.trainings = 1, 0
         self.killed: list[str] = []
-        monkeypatch.setattr(experiments, "git", self._git)
-        monkeypatch.setattr(experiments, "run_dvc", self._dvc)
+        monkeypatch.setattr(commands, "git", self._git)
+        monkeypatch.setattr(commands, "run_dvc", self._dvc)
         monkeypatch.setattr(experiments, "show", self._show)
         monkeypatch.setattr(workers, "alive", lambda: self.workers)
         monkeypatch.setattr(workers, "experiments_running", lambda: self.trainings)

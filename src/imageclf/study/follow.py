@@ -7,6 +7,7 @@ files of the queue have changed.
 import time
 from collections.abc import Callable, Collection, Iterator
 
+from imageclf import commands
 from imageclf.core import workers
 from imageclf.core.errors import UserError
 from imageclf.study import experiments
@@ -50,7 +51,7 @@ def ended(names: Collection[str], restart: Callable[[list[str]], None]) -> Itera
 
 def _queue_state() -> tuple[str, list[str]]:
     """Return a value that changes when an experiment of the queue ends or is removed."""
-    return experiments.git("for-each-ref", "refs/exps"), workers.results()
+    return commands.git("for-each-ref", "refs/exps"), workers.results()
 
 
 def _is_no_worker_left() -> bool:
@@ -67,13 +68,13 @@ def _fail_unfinished(waiting: set[str]) -> list[str]:
 
     Raises `UserError` for names that the queue does not know.
     """
-    rows = [line.split() for line in experiments.run_dvc_again("queue", "status").splitlines()]
+    rows = [line.split() for line in commands.run_dvc_again("queue", "status").splitlines()]
     states = {row[1]: row[-1] for row in rows if len(row) > 2}
     if removed := sorted(waiting - states.keys()):
         raise UserError(f"no longer in the queue: {', '.join(removed)}; the same command queues them again")
     left = sorted(name for name in waiting if states[name] == "Running")
     if left:
-        experiments.run_dvc_again("queue", "kill", *left)
+        commands.run_dvc_again("queue", "kill", *left)
     return left
 
 

@@ -12,7 +12,7 @@ the experiment with `dvc exp remove` first. Other experiments in the queue run t
 import argparse
 from collections.abc import Iterable
 
-from imageclf import yaml12
+from imageclf import commands, yaml12
 from imageclf.core import paths
 from imageclf.core.errors import UserError
 from imageclf.study import experiments, follow, recipes
@@ -31,7 +31,7 @@ def run(planned: dict[str, Values], jobs: int) -> None:
     waiting = [name for name in planned if name in new or not known[name].complete]
     print(f"{len(planned) - len(waiting)} of {len(planned)} experiments exist already")
     if new:
-        experiments.check_identity()
+        commands.check_identity()
     experiments.forget_failed([name for name in new if name in known])
     _queue(new, planned)
     if waiting:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from imageclf import params, yaml12
+from imageclf import commands, params, yaml12
 from imageclf.contracts import dataset, history, model
 from imageclf.core import paths
 from imageclf.core.errors import UserError
@@ -57,7 +57,7 @@ def finished() -> list[Finished]:
     """Return all experiments that git has here, and the last commit if DVC has its model; those that have scores."""
     head = experiments.commit("HEAD")
     found = [Finished(None, head, head)] if experiments.read(head, paths.MODEL_SPEC) else []
-    for line in experiments.git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines():
+    for line in commands.git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps").splitlines():
         if match := re.fullmatch(r"(\w+) refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)", line):
             commit, *baseline, name = match.groups()
             found.append(Finished(name, "".join(baseline), commit))
@@ -67,7 +67,7 @@ def finished() -> list[Finished]:
 def _in_git(commit: str, path: Path) -> str | None:
     """Return the text of a file in a commit; None if the commit has no such file."""
     try:
-        return experiments.git("show", f"{commit}:{path}")
+        return commands.git("show", f"{commit}:{path}")
     except UserError:
         return None
 
