@@ -78,6 +78,19 @@ def test_steps_equal_those_of_the_plain_optimizer(name: str) -> None:
     assert largest_difference(ours, [weights.detach() for weights in new_net().parameters()]) > 0.1
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_weights_that_were_frozen_at_first_get_the_steps_of_the_plain_optimizer(name: str) -> None:
+    results: list[list[Tensor]] = []
+    for make in (lambda net: OPTIMIZERS[name](net, OPTIONS), PLAIN[name]):
+        net = new_net()
+        optimizer = make(net)
+        frozen = next(net.parameters()).requires_grad_(False)
+        minimize(net, optimizer, steps=10)
+        frozen.requires_grad_()
+        results.append(minimize(net, optimizer, steps=3))
+    assert largest_difference(*results) < 1e-6
+
+
 def test_nesterov_momentum_equals_that_of_torch() -> None:
     net, other = new_net(), new_net()
     ours = minimize(net, OPTIMIZERS["sgd"](net, OptimizerOptions(lr=0.01, momentum=0.8, nesterov=True)), steps=20)

@@ -69,7 +69,7 @@ _TorchMuon = _without_wrappers(torch.optim.Muon)
 
 
 def _sgd(net: nn.Module, options: OptimizerOptions) -> Optimizer:
-    return SGD(
+    optimizer = SGD(
         net.parameters(),
         options.lr,
         momentum=options.momentum,
@@ -77,6 +77,10 @@ def _sgd(net: nn.Module, options: OptimizerOptions) -> Optimizer:
         weight_decay=options.weight_decay,
         fused=True,
     )
+    if options.momentum:  # torch fails if some weights have it and others, which were frozen until now, do not
+        for weight in net.parameters():
+            optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
 
 
 def _adam(net: nn.Module, options: OptimizerOptions) -> Optimizer:
@@ -90,29 +94,17 @@ def _adamw(net: nn.Module, options: OptimizerOptions) -> Optimizer:
 class RMSprop(Adam):
     """RMSprop computed by Adam's fused kernel: torch's RMSprop has no fused kernel on a CPU and takes twice as long.
 
-    Adam without its first moment is RMSprop, except that Adam divides the second moment by 1 - alpha^steps. `step`
-    reverses this bias correction.
+    Adam without its first moment is RMSprop, except that Adam divides the second moment by 1 - alpha^steps. The count
+    of steps starts so high that this is 1.
     """
 
     def __init__(self, net: nn.Module, options: OptimizerOptions, *, alpha: float, eps: float) -> None:
         super().__init__(
             net.parameters(), options.lr, betas=(0.0, alpha), eps=eps, weight_decay=options.weight_decay, fused=True
         )
-        for group in self.param_groups:
-            group["steps"] = 0
-
-    def step(self, closure: Any = None) -> Any:
-        """Subtract lr * gradient / (sqrt(second moment) + eps) from the weights."""
-        original = [(group["lr"], group["eps"]) for group in self.param_groups]
-        for group in self.param_groups:
-            group["steps"] += 1
-            correction = math.sqrt(1 - group["betas"][1] ** group["steps"])
-            group["lr"] /= correction
-            group["eps"] /= correction
-        loss = super().step(closure)
-        for group, (lr, eps) in zip(self.param_groups, original, strict=True):
-            group["lr"], group["eps"] = lr, eps
-        return loss
+        for weight in net.parameters():
+            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[weight] = {"step": torch.tensor(1e9, device=weight.device), **moments}
 
 
 def _rmsprop(net: nn.Module, options: OptimizerOptions) -> Optimizer:
