@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import batches_of
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from imageclf import models
 from imageclf.contracts.dataset import Split
@@ -16,6 +17,7 @@ from imageclf.training import runtime
 from imageclf.training.fit import Epoch, Position, fit
 from imageclf.training.losses import LOSSES, Loss
 from imageclf.training.optim import OPTIMIZERS, SCHEDULES, Optimizer, OptimizerOptions
+from imageclf.training.update import update_of
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no g++")
 pytestmark = [pytest.mark.usefixtures("one_thread"), needs_compiler]
@@ -128,6 +130,55 @@ def _shapes(state: Any) -> Any:
     if isinstance(state, list):
         return [_shapes(each) for each in state]
     return tuple(state.shape) if isinstance(state, Tensor) else state
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_that_were_frozen_at_first_compile(name: str, made_split: Split) -> None:
+    """They have done fewer steps than the others, and Adam's bias correction counts them."""
+    trained: list[list[Tensor]] = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = models.build("mlp", (1, 8, 8), 4, hidden=[16], dropout=0.0)
+        optimizer = OPTIMIZERS[name](net, OptimizerOptions(lr=0.01, momentum=0.9))
+        rows = Split(made_split.images[:64], made_split.targets[:64])
+        epochs = fit(
+            net, optimizer, SCHEDULES["constant"], LOSSES["mse"], train=batches_of(rows, 64), val=None, epochs=3,
+            seed=0, freeze_epochs=2, compiled=compiled,
+        )  # fmt: skip
+        assert len(list(epochs)) == 3
+        trained.append([weight.detach() for weight in net.parameters()])
+    for ours, theirs in zip(*trained, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_two_programs_in_one_process_do_not_mix(made_split: Split) -> None:
+    """Both have the same shapes; what differs is a constant of the program."""
+    losses = {"cross_entropy": LOSSES["cross_entropy"], "mse": LOSSES["mse"]}
+    alone = {name: train(*new_training("mlp", "sgd"), made_split, loss, compiled=True) for name, loss in losses.items()}
+    rows = Split(made_split.images[:TRAIN], made_split.targets[:TRAIN])
+    in_turn = {
+        name: fit(
+            *new_training("mlp", "sgd"), SCHEDULES["cosine"], loss, train=batches_of(rows, BATCH_SIZE), val=None,
+            epochs=2, seed=0, compiled=True,
+        )
+        for name, loss in losses.items()
+    }  # fmt: skip
+    for epoch in range(2):
+        assert [next(each) for each in in_turn.values()] == [each[epoch] for each in alone.values()]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_program_computes_no_power_for_each_weight(name: str) -> None:
+    """The bias corrections are powers. Inductor would compute them again for every eight weights."""
+    net = nn.Linear(3, 2)
+    update = update_of(OPTIMIZERS[name](net, OptimizerOptions(lr=0.01)), list(net.parameters()))
+    assert update is not None
+    gradients = [torch.ones_like(weight) for weight in net.parameters()]
+    with torch.no_grad():
+        graph = make_fx(update.apply)(gradients, torch.tensor(update.numbers())).graph
+    operations = {str(node.target) for node in graph.nodes}
+    assert "aten.sqrt.default" in operations
+    assert not [each for each in operations if "pow" in each]
 
 
 def test_only_whole_batches_run_compiled(made_split: Split, monkeypatch: pytest.MonkeyPatch) -> None:

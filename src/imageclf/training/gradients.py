@@ -133,7 +133,6 @@ class Step:
     def __init__(self, gradients: GradientAccumulator, optimizer: Optimizer, *, compiled: bool) -> None:
         self._gradients, self._optimizer, self._program = gradients, optimizer, None
         self._weights = [weights for weights in gradients.net.parameters() if weights.requires_grad]
-        self._lr = torch.zeros(())  # a tensor, because a number would be a part of the program
         alone_on_cpu = self._weights[0].device.type == "cpu" and gradients.ranks.size == 1
         self._update = update_of(optimizer, self._weights) if compiled and alone_on_cpu else None
         if self._update:
@@ -143,28 +142,23 @@ class Step:
 
     def __call__(self, images: Tensor, targets: Tensor, whole: int) -> tuple[Tensor, Tensor]:
         """Take a step on this rank's part of a batch of `whole` images; return the mean loss and the correct count."""
-        if self._program is None or whole < self._gradients.batch_size:
+        if self._program is None or self._update is None or whole < self._gradients.batch_size:
             return self._in_parts(images, targets, whole)
-        (group,) = self._optimizer.param_groups
-        self._lr.fill_(group["lr"])
-        found = self._program(images, targets, self._lr)
-        if self._program and "steps" in group:
-            group["steps"] += 1
-        return found
+        return self._program(images, targets, torch.tensor(self._update.numbers()))
 
     def _in_parts(self, images: Tensor, targets: Tensor, whole: int) -> tuple[Tensor, Tensor]:
         found = self._gradients(images, targets, whole)
         self._optimizer.step()
         return found
 
-    def _without_program(self, images: Tensor, targets: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def _without_program(self, images: Tensor, targets: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         self._program = None
         return self._in_parts(images, targets, self._gradients.batch_size)
 
-    def _whole(self, images: Tensor, targets: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def _whole(self, images: Tensor, targets: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         assert self._update is not None
         loss, correct = self._gradients.forward(images, targets)
         gradients = torch.autograd.grad(loss, self._weights)
         with torch.no_grad():
-            self._update(list(gradients), lr)
+            self._update.apply(list(gradients), numbers)
         return loss.detach(), correct

@@ -84,9 +84,10 @@ def place(net: nn.Module, device: torch.device) -> nn.Module:
 def compile_step(step: Callable[P, T], instead: Callable[P, T] | None = None) -> Callable[P, T]:
     """Return a function of tensors, which computes gradients, as one program of torch.compile.
 
-    The program is made in the first call, for the shapes of its arguments. If torch cannot make one, a line says so,
-    and the function runs as it is, or `instead` of it another one. Raises `UserError` if there is no C++ compiler,
-    which torch needs for the CPU and for a GPU.
+    The program is made in the first call, for the shapes of its arguments. It belongs to this function alone, and each
+    later call checks only these shapes, not each weight and layer. If torch cannot make a program, a line says so, and
+    the function runs as it is, or `instead` of it another one. Raises `UserError` if there is no C++ compiler, which
+    torch needs for the CPU and for a GPU.
     """
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
@@ -98,7 +99,9 @@ def compile_step(step: Callable[P, T], instead: Callable[P, T] | None = None) ->
         return _uncompiled(instead or step, f"torch {torch.__version__} cannot compile a backward pass")
     torch.compiler.reset()
     dynamo.config.trace_autograd_ops = True
-    program = torch.compile(step, fullgraph=True, dynamic=False)
+    compiler: Any = torch.compile
+    checks = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+    program: Callable[P, T] = compiler(step, fullgraph=True, dynamic=False, isolate_recompiles=True, options=checks)
 
     def compiled_or_not(*args: P.args, **kwargs: P.kwargs) -> T:
         nonlocal program

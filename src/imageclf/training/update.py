@@ -3,69 +3,88 @@
 It has the arithmetic and the state of the optimizer object, which updates the weights where nothing is compiled.
 """
 
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
 
 from imageclf.training import optim
 from imageclf.training.optim import Optimizer
 
-Update = Callable[[list[Tensor], Tensor], None]
-"""Updates the trained weights with their gradients, given in the order of the weights, and the learning rate ()."""
 States = defaultdict[Tensor, dict[str, Any]]
 """The state of an optimizer object."""
 
 
-def _of_sgd(weights: Sequence[Tensor], states: States, group: dict[str, Any]) -> Update:
-    buffers: list[Tensor | None] = [None] * len(weights)
-    if group["momentum"]:
-        buffers = _kept(weights, states, "momentum_buffer")
+class Update(NamedTuple):
+    """The update of the weights, in two parts.
+
+    `numbers` returns the numbers that change from step to step. Python computes them, because the program would compute
+    them again for every eight weights. `apply` is a part of the program. It updates the weights and the state with the
+    gradients, given in the order of the weights, and the numbers as a tensor (n,).
+    """
+
+    numbers: Callable[[], list[float]]
+    apply: Callable[[list[Tensor], Tensor], None]
+
+
+def _of_sgd(weights: list[Tensor], states: States, group: dict[str, Any]) -> Update:
+    buffers = [states[weight]["momentum_buffer"] if group["momentum"] else None for weight in weights]
     options = {key: group[key] for key in ("weight_decay", "momentum", "dampening", "nesterov", "maximize")}
-    return lambda gradients, lr: sgd(list(weights), gradients, buffers, lr=lr, foreach=False, **options)
+
+    def apply(gradients: list[Tensor], numbers: Tensor) -> None:
+        sgd(weights, gradients, buffers, lr=numbers[0], foreach=False, **options)
+
+    return Update(lambda: [group["lr"]], apply)
 
 
-def _of_adam(weights: Sequence[Tensor], states: States, group: dict[str, Any]) -> Update:
-    means, squares = _kept(weights, states, "exp_avg"), _kept(weights, states, "exp_avg_sq")
-    steps = _steps(weights, states)
-    options = {key: group[key] for key in ("amsgrad", "weight_decay", "eps", "maximize", "decoupled_weight_decay")}
-    options["beta1"], options["beta2"] = group["betas"]
+def _of_adam(weights: list[Tensor], states: States, group: dict[str, Any]) -> Update:
+    """Return the arithmetic of torch.optim.Adam and AdamW; the bias corrections of each weight are numbers."""
+    for weight in weights:
+        if not states[weight]:
+            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+            states[weight] = {"step": torch.zeros(()), **moments}
+    means, squares, steps = ([states[weight][name] for weight in weights] for name in ("exp_avg", "exp_avg_sq", "step"))
+    (beta1, beta2), eps, weight_decay = group["betas"], group["eps"], group["weight_decay"]
 
-    def update(gradients: list[Tensor], lr: Tensor) -> None:
-        adam(list(weights), gradients, means, squares, [], steps, lr=lr, foreach=False, **options)
+    def numbers() -> list[float]:
+        lr, counts = group["lr"], [step.item() + 1 for step in steps]
+        corrected = [(lr / (1 - beta1**count), math.sqrt(1 - beta2**count)) for count in counts]
+        return [lr, *itertools.chain(*corrected)]
 
-    return update
+    def apply(gradients: list[Tensor], numbers: Tensor) -> None:
+        lr, corrected = numbers[0], numbers[1:].view(-1, 2)
+        for index, (weight, gradient, mean, square) in enumerate(zip(weights, gradients, means, squares, strict=True)):
+            steps[index].add_(1)
+            if group["decoupled_weight_decay"]:
+                weight.mul_(1 - lr * weight_decay)
+            elif weight_decay:
+                gradient = gradient + weight_decay * weight  # noqa: PLW2901
+            mean.lerp_(gradient, 1 - beta1)
+            square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            size, correction = corrected[index]
+            weight.sub_(mean / (square.sqrt() / correction + eps) * size)
+
+    return Update(numbers, apply)
 
 
-def _of_rmsprop(weights: Sequence[Tensor], states: States, group: dict[str, Any]) -> Update:
-    _kept(weights, states, "exp_avg")  # the optimizer object has it
-    squares, steps = _kept(weights, states, "exp_avg_sq"), _steps(weights, states)
+def _of_rmsprop(weights: list[Tensor], states: States, group: dict[str, Any]) -> Update:
+    squares, steps = ([states[weight][name] for weight in weights] for name in ("exp_avg_sq", "step"))
     options = {"alpha": group["betas"][1], "eps": group["eps"], "weight_decay": group["weight_decay"]}
 
-    def update(gradients: list[Tensor], lr: Tensor) -> None:
-        rmsprop(
-            list(weights),
-            gradients,
-            squares,
-            [],
-            [],
-            steps,
-            lr=lr,
-            foreach=False,
-            momentum=0.0,
-            centered=False,
-            **options,
-        )
+    def apply(gradients: list[Tensor], numbers: Tensor) -> None:
+        state = squares, [], [], steps
+        rmsprop(weights, gradients, *state, lr=numbers[0], foreach=False, momentum=0.0, centered=False, **options)
 
-    return update
+    return Update(lambda: [group["lr"]], apply)
 
 
-UPDATES: dict[type, Callable[[Sequence[Tensor], States, dict[str, Any]], Update]] = {
+UPDATES: dict[type, Callable[[list[Tensor], States, dict[str, Any]], Update]] = {
     optim.SGD: _of_sgd,
     optim.Adam: _of_adam,
     optim.AdamW: _of_adam,
@@ -80,16 +99,4 @@ def update_of(optimizer: Optimizer, weights: Sequence[Tensor]) -> Update | None:
         return None
     (group,) = optimizer.param_groups
     states: Any = optimizer.state  # pyright: ignore[reportAttributeAccessIssue]
-    return make(weights, states, group)
-
-
-def _kept(weights: Sequence[Tensor], states: States, name: str) -> list[Any]:
-    """Return a tensor of the state of each weight, zeros at first."""
-    return [
-        states[weight].setdefault(name, torch.zeros_like(weight, memory_format=torch.preserve_format))
-        for weight in weights
-    ]
-
-
-def _steps(weights: Sequence[Tensor], states: States) -> list[Tensor]:
-    return [states[weight].setdefault("step", torch.zeros(())) for weight in weights]
+    return make(list(weights), states, group)
