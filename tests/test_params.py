@@ -400,10 +400,6 @@ def test_an_error_of_yaml_names_the_line(tmp_path: Path, key: str, line: str, ex
             "pretrained: imagenet's weights need images without whitening; set normalize to standard",
         ),
         ({"freeze_epochs": "1"}, "freeze_epochs: without pretrained, all layers are new; set it to 0"),
-        (
-            {"freeze_epochs": "1", "pretrained": "my-experiment", "optimizer": "rmsprop_keras"},
-            "freeze_epochs: rmsprop_keras counts steps for all layers together; set optimizer to adamw",
-        ),
         ({"optimizer": "sgd", "nesterov": "true", "momentum": "0"}, "nesterov: true needs a momentum above 0"),
         (
             {"patience": "3", "schedule": "cosine"},

@@ -199,10 +199,6 @@ class Params(DownloadParams, PreprocessParams, WeightsParams, TrainParams, Evalu
             raise ValueError("pretrained: imagenet's weights need images without whitening; set normalize to standard")
         if self.freeze_epochs and self.pretrained is None:
             raise ValueError("freeze_epochs: without pretrained, all layers are new; set it to 0")
-        if self.freeze_epochs and self.optimizer.startswith("rmsprop"):
-            raise ValueError(
-                f"freeze_epochs: {self.optimizer} counts steps for all layers together; set optimizer to adamw"
-            )
         return self
 
     def of(self, stage: type[StageParams]) -> StageParams:

@@ -178,7 +178,9 @@ def test_a_training_goes_on_to_the_same_bits(
     assert [epoch.number for epoch in again.epochs] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(("model", "optimizer"), [("cnn", "muon"), ("vgg11", "adamw")])
+@pytest.mark.parametrize(
+    ("model", "optimizer"), [("cnn", "muon"), ("cnn", "sgd"), ("cnn", "rmsprop"), ("vgg11", "adamw")]
+)
 @pytest.mark.parametrize("stop", [(1, 2), (2, 0), (2, 3)], ids=str)
 def test_a_training_whose_first_epoch_trains_the_head_alone_resumes_to_the_same_bits(
     stop: tuple[int, int], model: str, optimizer: str, slot: Slot, made_split: Split, tmp_path: Path
