@@ -62,7 +62,7 @@ def assert_complete(run: Run, files: dict[str, str]) -> None:
 
 def test_an_experiment_without_a_run_gets_one_and_a_second_sync_adds_nothing(project: Project) -> None:
     assert [run.name for run in project.runs()] == ["known"]
-    assert "2 experiments: 1 were complete in MLflow, 1 recorded now, 0 could not" in project.run(*SYNC)
+    assert "experiments: 1 of 2 were complete in MLflow, 1 recorded now, 0 could not" in project.run(*SYNC)
     run = project.only_run("unknown")
     assert_complete(run, files_of(project, "unknown"))
     assert run.tags["restored"] == "true"
@@ -137,7 +137,7 @@ def test_a_full_disk_costs_only_the_record_and_sync_completes_it(tmp_path: Path,
             assert "database or disk is full" in sentence or "No space left on device" in sentence
         assert (project.root / paths.MODEL_SPEC).read_text() == expected
         ballast.unlink()
-        assert "2 experiments: 1 were complete in MLflow, 1 recorded now, 0 could not" in project.run(*store, *SYNC)
+        assert "experiments: 1 of 2 were complete in MLflow, 1 recorded now, 0 could not" in project.run(*store, *SYNC)
         room, no_room = sorted(project.runs(disk), key=lambda run: run.name, reverse=True)
         assert_complete(no_room, files_of(project, "no-room"))
         assert room.status == "FINISHED"

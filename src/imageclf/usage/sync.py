@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None, prog: str | None = None) -> None:
             print(f"error: {error}")
     gone = tag_missing(store, existing)
     print(
-        f"{len(existing)} experiments: {len(existing) - len(incomplete)} were complete in MLflow, "
+        f"experiments: {len(existing) - len(incomplete)} of {len(existing)} were complete in MLflow, "
         f"{len(incomplete) - failed} recorded now, {failed} could not be recorded"
     )
     if gone:
