@@ -6,8 +6,8 @@
 
 On a shared machine, two processes measured one after the other differ by more than most changes gain. Here both train
 the whole time, and each is stopped while the other one takes its turn. The ratio is the median of the ratios of the
-turns. Takes five minutes for the three fully connected nets on 2 cores, and prints a table. Run nothing else at the
-same time.
+turns. Takes seven minutes for the three fully connected nets on 2 cores, and prints a table. Run nothing else at
+the same time.
 """
 
 import argparse
