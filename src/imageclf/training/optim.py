@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Optimizer(Protocol):
@@ -103,8 +103,13 @@ class RMSprop(Adam):
             net.parameters(), options.lr, betas=(0.0, alpha), eps=eps, weight_decay=options.weight_decay, fused=True
         )
         for weight in net.parameters():
-            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
-            self.state[weight] = {"step": torch.tensor(1e9, device=weight.device), **moments}
+            self.state[weight] = adam_state(weight, steps=1e9)
+
+
+def adam_state(weight: Tensor, steps: float) -> dict[str, Tensor]:
+    """Return the state that Adam has of a weight after this many steps, with moments of zero."""
+    moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.tensor(steps, device=weight.device), **moments}
 
 
 def _rmsprop(net: nn.Module, options: OptimizerOptions) -> Optimizer:

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.optim.rmsprop import rmsprop
 from torch.optim.sgd import sgd
@@ -46,9 +45,7 @@ def _of_sgd(weights: list[Tensor], states: States, group: dict[str, Any]) -> Upd
 def _of_adam(weights: list[Tensor], states: States, group: dict[str, Any]) -> Update:
     """Return the arithmetic of torch.optim.Adam and AdamW; the bias corrections of each weight are numbers."""
     for weight in weights:
-        if not states[weight]:
-            moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
-            states[weight] = {"step": torch.zeros(()), **moments}
+        states[weight] = states[weight] or optim.adam_state(weight, steps=0.0)
     means, squares, steps = ([states[weight][name] for weight in weights] for name in ("exp_avg", "exp_avg_sq", "step"))
     (beta1, beta2), eps, weight_decay = group["betas"], group["eps"], group["weight_decay"]
 
