@@ -1,36 +1,41 @@
-"""Measure how long an epoch takes next to one busy process, by the time for which waiting threads spin.
+"""Measure how long an epoch takes next to one busy process, with and without waiting threads that adapt to it.
 
     uv run python -m benchmarks.neighbor
 
-Each round trains every recipe with every spin count (`GOMP_SPINCOUNT`), first alone and then next to a Python process
-that never waits. An epoch is timed from one printed line to the next; the numbers are medians. Takes about half an hour
-on 2 cores and writes docs/neighbor.json. Run nothing else at the same time.
+Two trainings of each recipe take turns, first alone and then next to a Python process that never waits. In one of
+them, threads that wait for each other sleep early while other programs need the cores, as everywhere in imageclf. In
+the other one they always spin as long as libgomp lets them. Takes 20 minutes on 2 cores and writes docs/neighbor.json.
+Run nothing else at the same time.
 """
 
 import argparse
 import contextlib
-import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, projects
-from imageclf import yaml12
-from imageclf.core import files, paths, process
+from benchmarks import machine, output, projects, turns
+from imageclf.core import files, process
 
 OUT = Path("docs/neighbor.json")
 RECIPES: dict[str, int | None] = {"fc500": None, "mlp5": 20_000, "cnn6": 18_000, "cifar-cnn": 9_000}
 """Recipes, and the number of train images of each (None: all)."""
-SPIN_COUNTS = ("1000", "3000", "10000")
-"""Rounds. By default, libgomp spins for about 300,000."""
-EPOCHS = 6
-WARM_UP = 3
-"""Epochs that are not timed: MLflow's process imports its modules meanwhile."""
+WITHOUT_ADAPTING = """
+import runpy
+from imageclf.core import spinning
+spinning.adapt = lambda compute: None
+runpy.run_module("stages.train", run_name="__main__")
+"""
+COMMANDS = {"fixed": ("-c", WITHOUT_ADAPTING), "adaptive": turns.TRAIN}
+PLACES = ("alone", "next to a busy process")
+
+Seconds = dict[str, dict[str, list[float]]]
+"""Seconds per epoch of the rounds, by command and place."""
 
 
 @contextlib.contextmanager
@@ -43,53 +48,54 @@ def busy_process() -> Iterator[None]:
             neighbor.kill()
 
 
-def epoch_seconds(project: Path, spin_count: str) -> float:
-    """Return the median seconds of an epoch after the warm-up."""
-    ends: list[float] = []
-    with projects.start(project, "-m", "stages.train", GOMP_SPINCOUNT=spin_count) as stage:
-        assert stage.stdout is not None
-        ends.extend(time.perf_counter() for line in stage.stdout if line.startswith("epoch "))
-    assert stage.returncode == 0
-    assert len(ends) == EPOCHS
-    return statistics.median(end - start for start, end in itertools.pairwise(ends[WARM_UP - 1 :]))
-
-
-def measure(work: Path, data: Path, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the seconds of an epoch, and the factor that the neighbor costs, by recipe and spin count."""
-    names = ("alone", "next to a busy process")
-    found: dict[str, dict[str, dict[str, Any]]] = {
-        recipe: {count: {name: [] for name in names} for count in SPIN_COUNTS} for recipe in RECIPES
-    }
-    for recipe, images in RECIPES.items():
-        projects.make(work / recipe, recipe, images, data)
-        file = work / recipe / paths.PARAMS
-        files.write_json(file, {**yaml12.read(file), "epochs": EPOCHS})
-    for _ in range(rounds):
-        for recipe, by_count in found.items():
-            for count, seconds in by_count.items():
-                seconds[names[0]].append(epoch_seconds(work / recipe, count))
-                with busy_process():
-                    seconds[names[1]].append(epoch_seconds(work / recipe, count))
-                alone, shared = (statistics.median(seconds[name]) for name in names)
-                seconds["factor"] = shared / alone
-                print(f"{recipe}, {count}: {alone:.2f} s alone, {shared:.2f} s, {shared / alone:.1f} times", flush=True)
+def measure(folders: dict[str, Path], rounds: int, epochs: int, changes: dict[str, Any]) -> Seconds:
+    """Return the seconds per epoch of the trainings in `folders`, one for each command."""
+    found: Seconds = {name: {place: [] for place in PLACES} for name in folders}
+    with ExitStack() as stack:
+        trainings = {
+            name: stack.enter_context(turns.training(folder, changes, COMMANDS[name]))
+            for name, folder in folders.items()
+        }
+        for _ in range(rounds):
+            for place, context in zip(PLACES, (contextlib.nullcontext(), busy_process()), strict=True):
+                with context:
+                    for name, training in trainings.items():
+                        found[name][place].append(training.turn(epochs))
     return found
+
+
+def row(recipe: str, seconds: Seconds) -> list[str]:
+    """Return a line of the table: medians, the factors that the busy process costs, and the cost of adapting alone."""
+    medians = [statistics.median(seconds[name][place]) for name in COMMANDS for place in PLACES]
+    factors = [f"{medians[place + 1] / medians[place]:.1f}" for place in (0, 2)]
+    pairs = zip(seconds["adaptive"]["alone"], seconds["fixed"]["alone"], strict=True)
+    cost = statistics.median(adaptive / fixed for adaptive, fixed in pairs)
+    return [recipe, *(f"{each:.2f}" for each in medians), *factors, f"{cost:.2f}"]
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Measure the seconds of an epoch next to a busy process.")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    turns.add_arguments(parser)
     parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
-    projects.add_data_argument(parser)
     arguments = parser.parse_args()
     projects.check_data(arguments.data)
+    changes = turns.changes(arguments)
+    columns = [f"{name}, {place}" for name in COMMANDS for place in PLACES]
+    table = [["net", *columns, *(f"factor, {name}" for name in COMMANDS), "adaptive / fixed, alone"]]
+    found: dict[str, Seconds] = {}
     with tempfile.TemporaryDirectory(prefix="neighbor-") as work:
-        content = {
-            "machine": machine.describe_with_commit(("torch", "numpy")),
-            "seconds": measure(Path(work), arguments.data, arguments.rounds),
-        }
-    files.write_json(arguments.out, content)
+        for recipe in arguments.recipes:
+            folders = {name: Path(work) / recipe / name for name in COMMANDS}
+            for folder in folders.values():
+                projects.make(folder, recipe, RECIPES[recipe], arguments.data)
+            found[recipe] = measure(folders, arguments.rounds, arguments.epochs, changes)
+            table.append(row(recipe, found[recipe]))
+            print(output.markdown_table([table[0], table[-1]]), flush=True)
+    about = machine.describe_with_commit(("torch", "numpy"))
+    files.write_json(arguments.out, {"machine": about, "changes": changes, "seconds": found})
+    print(machine.sentence(about), output.markdown_table(table), sep="\n\n")
 
 
 if __name__ == "__main__":

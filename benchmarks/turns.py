@@ -28,6 +28,7 @@ from imageclf.core import files, paths, process
 
 WARM_UP = 6
 """Epochs before the first turn: MLflow's process imports its modules meanwhile, and a step is compiled."""
+TRAIN = ("-m", "stages.train")
 END_OF_EPOCH = re.compile(r"epoch \d+/\d+: ")
 MAKE = """
 import sys
@@ -70,11 +71,11 @@ class Training:
 
 
 @contextmanager
-def training(folder: Path, changes: dict[str, Any]) -> Iterator[Training]:
+def training(folder: Path, changes: dict[str, Any], command: Sequence[str] = TRAIN) -> Iterator[Training]:
     """Run the train stage of the project in `folder`, which holds its own code, until the end of the context."""
     file = folder / paths.PARAMS
     files.write_json(file, {**yaml12.read(file), "epochs": 100_000, **changes})
-    with projects.start(folder, "-m", "stages.train", PYTHONPATH=str(folder / "src")) as stage:
+    with projects.start(folder, *command, PYTHONPATH=str(folder / "src")) as stage:
         try:
             yield Training(stage)
         finally:
@@ -116,24 +117,33 @@ def row(recipe: str, seconds: Sequence[tuple[float, float]]) -> list[str]:
     return [recipe, f"{before:.3g}", f"{now:.3g}", f"{statistics.median(ratios):.2f}", spread]
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --set, --rounds, --epochs and --data."""
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of this working tree")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each training (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="timed epochs of a turn (default: %(default)s)")
+    projects.add_data_argument(parser)
+
+
+def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the values that --set gives, by parameter."""
+    return {name: yaml12.parse(value, "--set") for name, _, value in (each.partition("=") for each in arguments.set)}
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description="Compare the speed of this working tree with that of a commit.")
     parser.add_argument("commit", help="the earlier commit")
     parser.add_argument("--recipes", nargs="+", choices=peers.RECIPES, default=["fc500", "keras512", "mlp5"])
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of this working tree")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each training (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=2, help="timed epochs of a turn (default: %(default)s)")
-    projects.add_data_argument(parser)
+    add_arguments(parser)
     arguments = parser.parse_args()
     projects.check_data(arguments.data)
-    changes = {name: yaml12.parse(value, "--set") for name, _, value in (each.partition("=") for each in arguments.set)}
     table = [["net", f"s per epoch, {arguments.commit}", "now", "ratio", "of the rounds"]]
     with tempfile.TemporaryDirectory(prefix="turns-") as work, checkout(arguments.commit, Path(work) / "code") as code:
         for recipe in arguments.recipes:
             before = make(code, Path(work) / "before" / recipe, recipe, arguments.data)
             now = make(ROOT, Path(work) / "now" / recipe, recipe, arguments.data)
-            table.append(row(recipe, compare(before, now, changes, arguments.rounds, arguments.epochs)))
+            table.append(row(recipe, compare(before, now, changes(arguments), arguments.rounds, arguments.epochs)))
             print(output.markdown_table([table[0], table[-1]]), flush=True)
     print(machine.sentence(machine.describe_with_commit(("torch",))), output.markdown_table(table), sep="\n\n")
 

@@ -1,12 +1,9 @@
-"""Tests of what is read from the processor: cores, instruction sets, vendor; and of the limit on spinning."""
+"""Tests of what is read from the processor: cores, instruction sets, vendor."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from imports import ROOT
 
 from imageclf.core import cores
 from imageclf.core.cores import allowed_cores
@@ -83,42 +80,3 @@ def test_the_vendor_is_that_of_the_first_processor(line: str, vendor: str, tmp_p
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"{line}\nflags\t\t: fpu\n\nvendor_id\t: another\n"[: None if vendor else len(line)])
     assert cores.processor_vendor(cpuinfo) == vendor
-
-
-@pytest.mark.parametrize(
-    ("before", "vendor", "after"),
-    [
-        ({}, "GenuineIntel", "1000"),
-        ({}, "AuthenticAMD", "10000"),
-        ({}, "", "10000"),
-        ({"GOMP_SPINCOUNT": "5"}, "GenuineIntel", "5"),
-        ({"OMP_WAIT_POLICY": "active"}, "GenuineIntel", None),
-    ],
-    ids=["intel", "amd", "unknown", "count set", "policy set"],
-)
-def test_spinning_is_limited_unless_the_user_decided(
-    before: dict[str, str], vendor: str, after: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "environ", dict(before))
-    monkeypatch.setattr(cores, "processor_vendor", lambda: vendor)
-    cores.limit_spinning()
-    assert os.environ.get("GOMP_SPINCOUNT") == after
-
-
-def test_a_stage_limits_spinning_before_it_imports_torch() -> None:
-    """Libgomp reads the variable when torch loads it."""
-    program = """
-import os, sys
-from imageclf.core import process
-
-def main():
-    assert "torch" not in sys.modules
-    print(os.environ["GOMP_SPINCOUNT"])
-
-process.run(main)
-"""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("GOMP", "OMP"))}
-    environment["PYTHONPATH"] = str(ROOT / "src")
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    expected = cores.SPIN_COUNTS.get(cores.processor_vendor(), cores.OTHER_SPIN_COUNT)
-    assert done.stdout == f"{expected}\n"

@@ -1,4 +1,4 @@
-"""The processor: cores, instruction sets and spinning threads, found without importing torch."""
+"""The processor: cores, instruction sets and vendor, found without importing torch."""
 
 import os
 from pathlib import Path
@@ -6,14 +6,6 @@ from pathlib import Path
 from imageclf.core import workers
 
 CPUINFO = Path("/proc/cpuinfo")
-SPIN_COUNTS = {"GenuineIntel": "1000"}
-"""Rounds for which a thread of libgomp spins while it waits for the others, before it sleeps; by processor vendor.
-
-A round is one pause instruction, which takes Intel's cores several times as long as others. Measured with
-benchmarks/neighbor.py; see docs/measurements.md.
-"""
-OTHER_SPIN_COUNT = "10000"
-"""The same for the other vendors."""
 
 
 def allowed_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -31,16 +23,6 @@ def allowed_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     cores //= workers.sharing()
     limit = os.environ.get("OMP_NUM_THREADS", "")
     return max(min(cores, int(limit) if limit.isdecimal() else cores), 1)
-
-
-def limit_spinning() -> None:
-    """Let waiting threads sleep earlier than by default; call this before torch is imported, which reads the setting.
-
-    By default a thread of libgomp spins for about 300,000 rounds. If another program needs its core, the thread that
-    it waits for cannot run meanwhile. The user's own setting of either variable is kept.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNTS.get(processor_vendor(), OTHER_SPIN_COUNT))
 
 
 def processor_flags(cpuinfo: Path = CPUINFO) -> set[str]:

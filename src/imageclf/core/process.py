@@ -15,7 +15,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from imageclf.core import output
-from imageclf.core.cores import limit_spinning
 from imageclf.core.detached import reattach
 from imageclf.core.errors import UserError, first_line
 
@@ -145,11 +144,9 @@ def _exit_after(error: OSError) -> NoReturn:
 def run(main: Callable[[], None]) -> None:
     """Run a stage's `main`; exit 1 on a `UserError` or a failing disk, 130, 143 or 129 on Ctrl-C, SIGTERM or SIGHUP.
 
-    `main` imports torch, not the module that calls this. A stage that DVC runs stops when DVC ends, and
-    one with the variable `PARENT` is killed when that process ends. After success, the process exits at once: unloading
-    torch takes a second.
+    A stage that DVC runs stops when DVC ends, and one with the variable `PARENT` is killed when that process ends.
+    After success, the process exits at once: unloading torch takes a second.
     """
-    limit_spinning()
     output.set_up()
     dvc = None if end_with_parent() or "DVC_ROOT" not in os.environ else os.getppid()
     _set_handler(signal.SIGTERM, _terminate)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imageclf.core import cores, memory, workers
+from imageclf.core import cores, memory, spinning, workers
 from imageclf.core.errors import UserError, first_line
 
 P = ParamSpec("P")
@@ -125,11 +125,18 @@ def set_threads(threads: int | str) -> int:
     In a container torch sees the host's cores; more threads than the quota run slower than one. Denormal numbers,
     to which the optimizers' moments of unused weights decay, are flushed to zero: an Intel core takes many times as
     long to compute with them. The flag holds for threads that start after it, so call this before any computation.
+    While other programs need the cores, threads that wait for each other sleep early.
     """
     torch.set_flush_denormal(True)
     count = cores.allowed_cores() if threads == "auto" else int(threads)
     torch.set_num_threads(count)
+    if count > 1:
+        spinning.adapt(_use_all_threads)
     return count
+
+
+def _use_all_threads() -> None:
+    torch.ones(1_000_000).add_(1)
 
 
 def free_memory(device: torch.device) -> int:
