@@ -18,7 +18,7 @@ PERIOD_S = 0.25
 BUSY = 0.2
 """Seconds per second for which all threads of a process together wait for a core, if other programs need the cores.
 
-On 2 cores, two threads that compute wait for 0.03 or less when alone, and for 0.5 to 0.8 next to one busy process.
+On 2 cores, two threads that compute wait for 0.07 or less when alone, and for 0.4 to 0.8 next to one busy process.
 """
 
 
