@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
     arguments = parser.parse_args()
     projects.check_data(arguments.data)
-    changes = turns.changes(arguments)
+    changes = turns.changed_parameters(arguments)
     columns = [f"{name}, {place}" for name in COMMANDS for place in PLACES]
     table = [["net", *columns, *(f"factor, {name}" for name in COMMANDS), "adaptive / fixed, alone"]]
     found: dict[str, Seconds] = {}

@@ -125,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     projects.add_data_argument(parser)
 
 
-def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+def changed_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the values that --set gives, by parameter."""
     return {name: yaml12.parse(value, "--set") for name, _, value in (each.partition("=") for each in arguments.set)}
 
@@ -138,12 +138,13 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     projects.check_data(arguments.data)
+    changes = changed_parameters(arguments)
     table = [["net", f"s per epoch, {arguments.commit}", "now", "ratio", "of the rounds"]]
     with tempfile.TemporaryDirectory(prefix="turns-") as work, checkout(arguments.commit, Path(work) / "code") as code:
         for recipe in arguments.recipes:
             before = make(code, Path(work) / "before" / recipe, recipe, arguments.data)
             now = make(ROOT, Path(work) / "now" / recipe, recipe, arguments.data)
-            table.append(row(recipe, compare(before, now, changes(arguments), arguments.rounds, arguments.epochs)))
+            table.append(row(recipe, compare(before, now, changes, arguments.rounds, arguments.epochs)))
             print(output.markdown_table([table[0], table[-1]]), flush=True)
     print(machine.sentence(machine.describe_with_commit(("torch",))), output.markdown_table(table), sep="\n\n")
 

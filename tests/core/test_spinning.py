@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,8 @@ PROGRAM = """
 import sys
 import threading
 import time
-import torch
 from imageclf.core import spinning
-
-def compute():
-    torch.ones(1_000_000).add_(1)
+from imageclf.training import runtime
 """
 
 
@@ -71,7 +69,7 @@ def test_one_more_team_exists_while_other_programs_need_the_cores() -> None:
     def alive() -> list[bool]:
         return [team.is_alive() for team in teams]
 
-    def shares():
+    def shares() -> Iterator[float]:
         yield 0.03
         assert alive() == []
         yield 0.5
@@ -101,17 +99,17 @@ needs_cores = pytest.mark.skipif(
 def test_waiting_threads_use_less_processor_time_while_there_is_one_more_team() -> None:
     printed = run("""
 def spent():
-    compute()
+    runtime._use_all_threads()
     start = time.process_time()
     for _ in range(20):
-        compute()
+        runtime._use_all_threads()
         time.sleep(0.02)
     return time.process_time() - start
 
 spent()
 before = spent()
 end = threading.Event()
-team = threading.Thread(target=spinning._hold_team, args=(compute, end))
+team = threading.Thread(target=spinning._hold_team, args=(runtime._use_all_threads, end))
 team.start()
 time.sleep(0.2)
 during = spent()
@@ -127,22 +125,18 @@ print(before, during, after)
 
 @needs_cores
 @pytest.mark.faults
-def test_a_busy_process_is_noticed() -> None:
+def test_a_process_with_several_threads_notices_a_busy_one() -> None:
     printed = run(f"""
 import subprocess
-used = threading.Event()
-
-def team():
-    compute()
-    used.set()
-
-spinning.adapt(team)
+runtime.set_threads({CORES})
+quiet = threading.active_count()
 busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range({CORES})]
 deadline = time.monotonic() + 60
-while not used.is_set() and time.monotonic() < deadline:
-    compute()
+while threading.active_count() <= quiet and time.monotonic() < deadline:
+    runtime._use_all_threads()
+teams = threading.active_count() - quiet
 for process in busy:
     process.kill()
-print(used.is_set())
+print(quiet, teams)
 """)
-    assert printed == "True\n"
+    assert printed == "2 1\n"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from imports import ROOT
 
-from imageclf.core import cores, memory
+from imageclf.core import cores, memory, spinning
 from imageclf.core.errors import UserError
 from imageclf.training import runtime
 
@@ -90,11 +90,14 @@ def test_a_device_that_computes_has_no_problem() -> None:
 
 @pytest.mark.parametrize(("asked", "given"), [(1, 1), (2, 2), ("auto", 3)])
 def test_torch_gets_the_threads(asked: int | str, given: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapting: list[object] = []
     monkeypatch.setattr(cores, "allowed_cores", lambda: 3)
+    monkeypatch.setattr(spinning, "adapt", adapting.append)
     before = torch.get_num_threads()
     try:
         assert runtime.set_threads(asked) == given
         assert torch.get_num_threads() == given
+        assert len(adapting) == (given > 1)  # a single thread waits for no other
     finally:
         torch.set_num_threads(before)
 
