@@ -10,7 +10,7 @@ from made_groups import experiment, group
 from imageclf.core.errors import UserError
 from imageclf.study import compare, comparison, experiments, publication
 from imageclf.study.comparison import Comparison, Group
-from imageclf.study.significance import Reference
+from imageclf.study.significance import Reference, ends
 
 
 @pytest.fixture(autouse=True)
@@ -126,8 +126,8 @@ def test_p_values_are_adjusted_for_the_number_of_pairs() -> None:
 
 
 def test_an_interval_is_cut_at_0_and_100() -> None:
-    assert comparison.ends(group("a", 0.99, 1.0).accuracy) == pytest.approx((93.147, 100), abs=1e-3)
-    assert comparison.ends(group("a", 0.0, 0.01).accuracy) == pytest.approx((0, 6.853), abs=1e-3)
+    assert ends(group("a", 0.99, 1.0).accuracy) == pytest.approx((93.147, 100), abs=1e-3)
+    assert ends(group("a", 0.0, 0.01).accuracy) == pytest.approx((0, 6.853), abs=1e-3)
 
 
 def test_a_reference_is_in_percent() -> None:

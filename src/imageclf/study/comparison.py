@@ -24,6 +24,7 @@ from imageclf.study.significance import (
     Welch,
     holm,
     mcnemar,
+    percent,
     summarize,
     welch,
 )
@@ -205,20 +206,6 @@ def sentence(pair: Pair) -> str:
         return f"{better} on the same images: {numbers}, {test}; more seeds are needed to compare the recipes"
     low, high = sorted(100 * abs(end) for end in pair.over_seeds.interval)
     return f"{better} ({CONFIDENCE_LEVEL:.0%} interval {low:.2f} to {high:.2f}): {numbers}, {test}"
-
-
-def ends(accuracy: Summary) -> tuple[float, float] | None:
-    """Return the ends of the interval in percent, cut at 0 and 100; None for a single value."""
-    if accuracy.interval is None:
-        return None
-    low, high = accuracy.interval
-    return max(0.0, 100 * low), min(100.0, 100 * high)
-
-
-def percent(accuracy: Summary) -> str:
-    """Return mean and standard deviation in percent: `98.01 ± 0.08`, or `98.01` for a single value."""
-    spread = "" if accuracy.std is None else f" ± {100 * accuracy.std:.2f}"
-    return f"{100 * accuracy.mean:.2f}{spread}"
 
 
 def _count(first: Group, second: Group) -> str:

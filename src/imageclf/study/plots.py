@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imageclf.core import files
-from imageclf.study import comparison
 from imageclf.study.comparison import Comparison, Group, Pair
 from imageclf.study.recipes import Values
-from imageclf.study.significance import CONFIDENCE_LEVEL
+from imageclf.study.significance import CONFIDENCE_LEVEL, ends
 
 Style = tuple[str, str, int]
 """Color, marker and size of the marker in points."""
@@ -103,7 +102,7 @@ def _draw_group(axes: Any, row: float, group: Group, style: Style, *, below: flo
     values = [100 * value for value in group.values("test", "accuracy")]
     if len(values) > 1:
         axes.plot(values, [row + below] * len(values), ".", color=color, alpha=0.6, markersize=8, markeredgewidth=0)
-    mean, interval = 100 * group.accuracy.mean, comparison.ends(group.accuracy)
+    mean, interval = 100 * group.accuracy.mean, ends(group.accuracy)
     bars = [[mean - interval[0]], [interval[1] - mean]] if interval else None
     axes.errorbar([mean], [row], xerr=bars, fmt=marker, color=color, capsize=4, markersize=size)
 

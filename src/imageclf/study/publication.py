@@ -15,7 +15,7 @@ from imageclf.core.errors import UserError
 from imageclf.study import comparison, plots, results
 from imageclf.study.comparison import Comparison, Group
 from imageclf.study.recipes import Differences
-from imageclf.study.significance import CONFIDENCE_LEVEL, Reference, summarize
+from imageclf.study.significance import CONFIDENCE_LEVEL, Reference, ends, percent, summarize
 from imageclf.tracking import client as tracking
 from imageclf.tracking import events
 from imageclf.tracking.opening import Opening
@@ -125,16 +125,16 @@ def _value(value: object) -> str:
 
 
 def _row(group: Group, seconds: Mapping[str, float]) -> list[str]:
-    interval = comparison.ends(group.accuracy)
+    interval = ends(group.accuracy)
     loss = summarize(group.values("test", "loss"))
     took = [seconds[member.name] for member in group.members.values() if member.name in seconds]
     return [
         group.name,
-        comparison.percent(group.accuracy),
+        percent(group.accuracy),
         f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
         str(group.accuracy.n),
-        comparison.percent(summarize(group.values("train", "accuracy"))),
-        comparison.percent(summarize(group.values("test", "gap"))),
+        percent(summarize(group.values("train", "accuracy"))),
+        percent(summarize(group.values("test", "gap"))),
         f"{loss.mean:.4f}",
         str(group.parameters["epochs"]),
         f"{statistics.fmean(took):.0f}" if len(took) == len(group.members) else "",

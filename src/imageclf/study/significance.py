@@ -41,6 +41,20 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(mean, std, n, (mean - half, mean + half))
 
 
+def ends(accuracy: Summary) -> tuple[float, float] | None:
+    """Return the ends of the interval in percent, cut at 0 and 100; None for a single value."""
+    if accuracy.interval is None:
+        return None
+    low, high = accuracy.interval
+    return max(0.0, 100 * low), min(100.0, 100 * high)
+
+
+def percent(accuracy: Summary) -> str:
+    """Return mean and standard deviation in percent: `98.01 ± 0.08`, or `98.01` for a single value."""
+    spread = "" if accuracy.std is None else f" ± {100 * accuracy.std:.2f}"
+    return f"{100 * accuracy.mean:.2f}{spread}"
+
+
 @dataclass(frozen=True)
 class Welch:
     """Result of Welch's test: the difference of the means (first minus second), its interval, and the p-value."""
