@@ -135,6 +135,7 @@ while (teams := threading.active_count() - 2) < 1 and time.monotonic() < deadlin
     runtime._use_all_threads()
 for process in busy:
     process.kill()
+time.sleep(1)  # Python must not end while the new team computes
 print(teams)
 """)
     assert printed == "1\n"
